@@ -1,0 +1,44 @@
+"""Dataclasses to plain JSON values and back, checked: the one door to pydantic (metadata, manifests, rows, output)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, TypeVar
+
+from hvctl.errors import HvctlError
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: Hashable) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def dump(value: Any) -> Any:
+    """Plain JSON values of any dataclass of the model."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def load(kind: type[T], value: Any) -> T:
+    """A dataclass from plain JSON values; HvctlError if they are not of that shape."""
+    from pydantic import ValidationError
+
+    try:
+        result: T = _adapter(kind).validate_python(value)
+    except ValidationError as e:
+        raise HvctlError(f"stored data is not a {kind.__name__}: {e.error_count()} fields are wrong.") from e
+    return result
+
+
+def load_json(kind: type[T], text: str | bytes) -> T:
+    from pydantic import ValidationError
+
+    try:
+        result: T = _adapter(kind).validate_json(text)
+    except ValidationError as e:
+        raise HvctlError(f"stored data is not a {kind.__name__}: {e.error_count()} fields are wrong.") from e
+    return result

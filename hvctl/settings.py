@@ -1,0 +1,118 @@
+"""Where things are and what may be promised: /etc/hvctl/config.toml, then the user's, then HVCTL_*, then flags."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hvctl.errors import UsageError
+from hvctl.units import parse_rate, parse_size
+
+SYSTEM_CONFIG = Path("/etc/hvctl/config.toml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting with its default. Sizes in bytes, rates in bits per second, times in seconds."""
+
+    uri: str = "qemu:///system"
+    state_dir: str = "/var/lib/hvctl"
+    run_dir: str = "/run/hvctl"
+    ram_dir: str = "/dev/shm/hvctl"  # noqa: S108 - the tmpfs of guest RAM and snapshots; its parents are checked by doctor
+    database_url: str = ""
+    lock_wait: float = 5.0
+    libvirt_deadline: float = 5.0
+    cpu_overcommit: float = 4.0
+    memory_overcommit: float = 1.0
+    reserve_cpus: int = 0
+    reserve_memory: int = 1 << 30
+    network_capacity: int | None = None
+    iops_capacity: int | None = None
+    memory_margin: int = 32 << 20
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.state_dir}/hvctl.db"
+
+    @property
+    def images_dir(self) -> Path:
+        return Path(self.state_dir) / "images"
+
+    @property
+    def vms_dir(self) -> Path:
+        return Path(self.state_dir) / "vms"
+
+    @property
+    def locks_dir(self) -> Path:
+        return Path(self.run_dir) / "locks"
+
+    @property
+    def guests_ram_dir(self) -> Path:
+        """What libvirt's memory_backing_dir must be (or hold)."""
+        return Path(self.ram_dir) / "guests"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        return Path(self.ram_dir) / "snapshots"
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "lock_wait": float,
+    "libvirt_deadline": float,
+    "cpu_overcommit": float,
+    "memory_overcommit": float,
+    "reserve_cpus": int,
+    "reserve_memory": parse_size,
+    "network_capacity": parse_rate,
+    "iops_capacity": int,
+    "memory_margin": parse_size,
+}
+
+
+def _value(name: str, raw: Any, origin: str) -> Any:
+    try:
+        return _PARSERS.get(name, str)(str(raw))
+    except ValueError as e:
+        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number.") from e
+    except UsageError as e:
+        raise UsageError(f"setting {name} ({origin}): {e.message}", e.hint) from e
+
+
+def _from_file(path: Path, known: set[str]) -> dict[str, tuple[Any, str]]:
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, PermissionError):
+        return {}
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{path} is not valid TOML: {e}.") from e
+    for name in document:
+        if name not in known:
+            raise UsageError(f"{path} has an unknown setting {name!r}.", f"known: {', '.join(sorted(known))}")
+    return {n: (_value(n, v, str(path)), str(path)) for n, v in document.items()}
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force; `origins` tells for each one that is not the default where it came from."""
+    env = os.environ if env is None else env
+    known = {f.name for f in fields(Settings)} - {"origins"}
+    found: dict[str, tuple[Any, str]] = {}
+    found |= _from_file(SYSTEM_CONFIG, known)
+    xdg = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "/root")) / ".config")
+    found |= _from_file(Path(xdg) / "hvctl" / "config.toml", known)
+    if uri := env.get("LIBVIRT_DEFAULT_URI"):
+        found["uri"] = (uri, "LIBVIRT_DEFAULT_URI")
+    for name in known:
+        variable = f"HVCTL_{name.upper()}"
+        if variable in env:
+            found[name] = (_value(name, env[variable], variable), variable)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            found[name] = (value, "command line")
+    return Settings(**{n: v for n, (v, _) in found.items()}, origins={n: o for n, (_, o) in found.items()})
