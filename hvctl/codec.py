@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from functools import cache
 from typing import Any, TypeVar
 
 from hvctl.errors import HvctlError
@@ -11,11 +9,15 @@ from hvctl.errors import HvctlError
 T = TypeVar("T")
 
 
-@cache
-def _adapter(kind: Hashable) -> Any:
+_adapters: dict[Any, Any] = {}
+
+
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def dump(value: Any) -> Any:
