@@ -25,6 +25,12 @@ def dump(value: Any) -> Any:
     return _adapter(type(value)).dump_python(value, mode="json")
 
 
+def dump_json(value: Any) -> bytes:
+    """The same as JSON text, several times faster for large values."""
+    text: bytes = _adapter(type(value)).dump_json(value)
+    return text
+
+
 def load(kind: type[T], value: Any) -> T:
     """A dataclass from plain JSON values; HvctlError if they are not of that shape."""
     from pydantic import ValidationError

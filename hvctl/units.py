@@ -19,7 +19,7 @@ _RATE = {"bit": 1}
 for _i, _p in enumerate("KMGT", start=1):
     _RATE[f"{_p}ibit"] = 1024**_i
     _RATE[f"{'k' if _p == 'K' else _p}bit"] = 1000**_i
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*")
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z/]*)\s*")
 
 
 def _parse(text: str, table: dict[str, int], what: str, example: str) -> int:
@@ -58,7 +58,7 @@ def parse_byte_rate(text: str) -> int:
 
 def parse_percent(text: str) -> int:
     """Whole percent of one CPU from `150%`."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*%\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*%\s*", text)
     if not match:
         raise UsageError(f"{text!r} is not a percentage of one CPU.", "write a whole number with a sign, such as 150%")
     return int(match[1])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+
+from hvctl.model.allocation import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,31 @@ class Capacity:
     memory: int
     network: int | None = None
     iops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What one VM was promised. holds: it counts against the host (the VM is meant to run). busy: an operation on it
+    is open, and resources is the larger of before and after."""
+
+    vm_uuid: str
+    vm_name: str
+    resources: Resources
+    holds: bool
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All promises of one host at one moment, read under the lock that the next promise needs."""
+
+    promised: tuple[Promise, ...] = ()
+
+
+class Forget(Enum):
+    """Stands for "this VM is promised nothing any more", where None means "what it was promised stays"."""
+
+    FORGET = "forget"
+
+
+FORGET = Forget.FORGET

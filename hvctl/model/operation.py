@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hvctl.model.allocation import Record
+from hvctl.model.snapshot import Snapshot
+from hvctl.model.vm import Vm
+
 
 class Kind(StrEnum):
     CREATE = "create"
@@ -34,6 +38,21 @@ class Phase(StrEnum):
     BEGUN = "begun"
     TOUCHING = "touching"
     COMMITTED = "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What an operation wrote into its row before it touched anything; None where the kind needs none of it.
+
+    vm is None for a VM that did not exist. xml is the definition before an adoption. goal is what is promised when
+    the operation succeeds, and holds whether it then counts against the host."""
+
+    vm: Vm | None = None
+    goal: Record | None = None
+    snapshot: Snapshot | None = None
+    xml: str | None = None
+    was_running: bool = False
+    holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +86,21 @@ class Operation:
     key: str | None = None
     result: dict[str, Any] | None = None
     steps: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a verb answers: how one operation ended, or, with state None, what it would do (nothing was changed)."""
+
+    kind: Kind
+    vm_uuid: str
+    vm_name: str
+    state: OpState | None
+    goal: str
+    plan: tuple[tuple[str, str], ...]
+    reasons: tuple[str, ...] = ()
+    operation: int | None = None
+    steps: tuple[StepRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)

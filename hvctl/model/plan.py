@@ -10,6 +10,7 @@ from hvctl.model.allocation import DiskLimit, NicLimit, Record
 from hvctl.model.operation import Phase
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import VmSpec
+from hvctl.units import format_rate, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,26 +234,51 @@ class Plan:
         return tuple(s for s in self.steps if not isinstance(s, Enter))
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a plan cannot be made: a foreseeable answer, so a value. The verb turns it into RefusedError (exit 5)."""
+
+    message: str
+    hint: str | None = None
+
+
 def step_name(step: Step) -> str:
     """The step's name in journals and fault points: SetVcpus is set_vcpus."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(step).__name__).lstrip("_")
 
 
 def step_detail(step: Step) -> str:
-    """The step's arguments in one line for people; names instead of whole documents."""
-    shown: list[str] = []
-    for f in fields(step):
-        value: Any = getattr(step, f.name)
-        if f.name == "uuid":
-            continue
-        if isinstance(value, Snapshot | VmSpec):
-            value = value.name
-        if f.name == "xml":
-            value = f"{len(value)} characters"
-        if isinstance(value, Record):
-            value = f"vcpus={value.allocation.vcpus} memory={value.allocation.memory}"
-        if isinstance(value, NicLimit | DiskLimit):
-            shown += [f"{g.name}={getattr(value, g.name)}" for g in fields(value) if getattr(value, g.name) is not None]
-            continue
-        shown.append(f"{f.name}={value}")
-    return " ".join(shown)
+    """The step's arguments in one line for people: names instead of whole documents, sizes and rates with units."""
+    return " ".join(text for f in fields(step) if (text := _shown(f.name, getattr(step, f.name))))
+
+
+def _shown(name: str, value: Any) -> str:
+    match value:
+        case NicLimit():
+            return f"{value.mac} in {format_rate(value.inbound)} out {format_rate(value.outbound)}"
+        case DiskLimit():
+            given = ((f.name, getattr(value, f.name)) for f in fields(value) if f.name != "target")
+            limits = " ".join(f"{n} {v}" for n, v in given if v is not None)
+            return f"{value.target} {limits or 'no limit'}"
+        case Snapshot() | VmSpec():
+            return value.name
+        case Record():
+            return f"{value.allocation.vcpus} vCPUs {format_size(value.allocation.memory)}"
+        case bool():
+            return name.replace("_", " ") if value else ""
+    match name:
+        case "uuid":
+            return ""
+        case "xml":
+            return f"{len(value)} characters"
+        case "target":
+            return format_size(value)
+        case "tries":
+            return f"pass {value}"
+        case "seconds":
+            return f"at most {value:g} s"
+        case "percent":
+            return "no quota" if value is None else f"{value}%"
+        case "weight":
+            return "default" if value is None else str(value)
+    return str(value)

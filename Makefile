@@ -1,0 +1,49 @@
+# Set-up and checks. `make demo` and `make test` do everything on a fresh Debian machine; run them as root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
+  python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
+
+.PHONY: demo test check setup packages host bench-allocate clean
+
+demo: setup host
+	$(BIN)/python bench/demo.py
+
+test: setup host
+	$(BIN)/hvctl image build micro
+	$(BIN)/hvctl image build debian
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not host and not postgresql and not kills" -q
+
+bench-allocate: setup host
+	$(BIN)/hvctl image build micro
+	$(BIN)/python bench/allocate.py
+
+setup: packages .venv/ready
+
+# dpkg-query fails when one is missing, and only then apt is asked; PostgreSQL's own cluster is not wanted, only its
+# programs: the tests start a server of their own.
+packages:
+	@dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -qv '^installed$$' \
+	  || [ "$$(dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | wc -l)" -ne $(words $(PACKAGES)) ] \
+	  || exit 0; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,postgresql]'
+	touch $@
+
+host: setup
+	$(BIN)/hvctl host prepare --yes
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,81 @@
+"""The kernel's traffic control and the disk files of a fake host."""
+
+from __future__ import annotations
+
+from hvctl.adapters.fake.file import WorldFile
+from hvctl.adapters.fake.state import File, Ifb
+from hvctl.adapters.shaping import bucket, ifb_name
+from hvctl.errors import NotFoundError, RefusedError
+from hvctl.model.allocation import NicLimit
+from hvctl.model.vm import VmSpec
+
+MTU = 1500
+
+
+class FakeNetwork:
+    def __init__(self, file: WorldFile) -> None:
+        self._file = file
+
+    def limit(self, tap: str, mac: str) -> NicLimit:
+        with self._file.call("limit", looks=True) as world:
+            device = world.taps.get(tap)
+            return NicLimit(mac, device.inbound, device.outbound) if device else NicLimit(mac)
+
+    def foreign(self, tap: str) -> str | None:
+        with self._file.call("foreign", looks=True) as world:
+            return world.taps[tap].foreign if tap in world.taps else None
+
+    def set_limit(self, tap: str, limit: NicLimit, owner: str) -> None:
+        with self._file.call("set_limit", owner) as world:
+            device = world.taps.get(tap)
+            if device is None:
+                raise NotFoundError(f"there is no network device {tap!r}.", "hvctl vm list shows which VMs run")
+            rates = [rate for rate in (limit.inbound, limit.outbound) if rate is not None]
+            for rate in rates:
+                bucket(rate, MTU)
+            if rates and device.foreign:
+                raise RefusedError(
+                    f"{tap} has traffic control that is not hvctl's: {device.foreign}.", f"tc qdisc show dev {tap}"
+                )
+            device.inbound, device.outbound = limit.inbound, limit.outbound
+            if rates:
+                world.ifbs[ifb_name(tap)] = Ifb(tap, owner)
+            else:
+                world.ifbs.pop(ifb_name(tap), None)
+
+    def clear(self, owner: str) -> None:
+        with self._file.call("clear", owner) as world:
+            for name, ifb in list(world.ifbs.items()):
+                if ifb.owner == owner:
+                    del world.ifbs[name]
+                    if tap := world.taps.get(ifb.tap):
+                        tap.inbound, tap.outbound = None, None
+
+    def owners(self) -> dict[str, tuple[str, ...]]:
+        with self._file.call("owners", looks=True) as world:
+            owners: dict[str, tuple[str, ...]] = {}
+            for name, ifb in sorted(world.ifbs.items()):
+                owners[ifb.owner] = (*owners.get(ifb.owner, ()), name)
+            return owners
+
+
+class FakeStorage:
+    def __init__(self, file: WorldFile) -> None:
+        self._file = file
+
+    def make_disks(self, spec: VmSpec) -> None:
+        with self._file.call("make_disks", spec.uuid) as world:
+            world.folders[spec.uuid] = spec.folder
+        for disk in spec.disks:
+            with self._file.change() as world:
+                world.files.setdefault(disk.path, File())
+
+    def remove(self, uuid: str) -> None:
+        with self._file.call("remove", uuid) as world:
+            folder = world.folders.pop(uuid, None)
+            if folder:
+                world.files = {p: f for p, f in world.files.items() if not p.startswith(f"{folder}/")}
+
+    def folders(self) -> tuple[str, ...]:
+        with self._file.call("folders", looks=True) as world:
+            return tuple(sorted(world.folders))

@@ -1,0 +1,393 @@
+"""libvirt's domains as hvctl sees and moves them: the real implementation of ports.Domains.
+
+Every effect looks at the domain first and observes the result after, so that doing it twice is doing it once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import libvirt
+import libvirt_qemu
+
+from hvctl.adapters import domainxml, libvirt_tuning, process
+from hvctl.adapters.domainxml_read import qemu_ids
+from hvctl.adapters.libvirt_calls import Connection, clean, code_of, text_of, translate
+from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
+from hvctl.model.host import HostFacts
+from hvctl.model.vm import Balloon, State, Vm, VmSpec
+from hvctl.settings import Settings
+
+T = TypeVar("T")
+
+# libvirt takes its own time for these: to define and to start it may probe QEMU anew (4 to 20 s where /dev/kvm is not
+# open to QEMU's user), and it waits 15 s for a process to end.
+_PROCESS_SECONDS = 120.0
+_VERSION_SECONDS = 1.0
+_AGENT_GRACE = 2.0
+_REREAD = 1.0
+
+# libvirt's virDomainState, and its reasons for each state, by number.
+_STATES: dict[int, tuple[State, tuple[str, ...]]] = {
+    libvirt.VIR_DOMAIN_NOSTATE: (State.OFF, ("unknown",)),
+    libvirt.VIR_DOMAIN_RUNNING: (
+        State.RUNNING,
+        ("unknown", "booted", "migrated", "restored", "from-snapshot", "unpaused", "migration-canceled",
+         "save-canceled", "wakeup", "crashed", "postcopy", "postcopy-failed"),
+    ),
+    libvirt.VIR_DOMAIN_BLOCKED: (State.RUNNING, ("unknown",)),
+    libvirt.VIR_DOMAIN_PAUSED: (
+        State.PAUSED,
+        ("unknown", "user", "migration", "save", "dump", "io-error", "watchdog", "from-snapshot", "shutting-down",
+         "snapshot", "crashed", "starting-up", "postcopy", "postcopy-failed", "api-error"),
+    ),
+    libvirt.VIR_DOMAIN_SHUTDOWN: (State.STOPPING, ("unknown", "user")),
+    libvirt.VIR_DOMAIN_SHUTOFF: (
+        State.OFF,
+        ("unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot", "daemon"),
+    ),
+    libvirt.VIR_DOMAIN_CRASHED: (State.CRASHED, ("unknown", "panicked")),
+    libvirt.VIR_DOMAIN_PMSUSPENDED: (State.SUSPENDED, ("unknown",)),
+}  # fmt: skip
+
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class LibvirtDomains:
+    """ports.Domains on one libvirt connection; safe to use from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection = Connection(settings.uri, settings.libvirt_deadline)
+
+    # --- what there is
+
+    def facts(self) -> HostFacts:
+        try:
+            version = self._connection.call("tell QEMU's version", lambda c: _version(c.getVersion()), _VERSION_SECONDS)
+        except DeadlineError:
+            # libvirt probes QEMU anew, over and over where QEMU's user cannot open /dev/kvm: that is doctor's finding.
+            version = "unknown"
+
+        def look(connection: Any) -> HostFacts:
+            owner = process.qemu_owner() if self._connection.local else None
+            # The capabilities name it for certain, and may cost libvirt a probe of every QEMU there is: minutes.
+            uid, gid = owner or qemu_ids(connection.getCapabilities())
+            return HostFacts(
+                name=connection.getHostname(),
+                uri=self._settings.uri,
+                cpus=int(connection.getInfo()[2]),
+                memory=int(connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)["total"]) * 1024,
+                hypervisor_version=version,
+                libvirt_version=_version(connection.getLibVersion()),
+                boot_id=process.boot_id(),
+                cgroup=process.cgroup_version(),
+                qemu_uid=uid,
+                qemu_gid=gid,
+            )
+
+        return self._connection.call("tell the host's facts", look, seconds=_PROCESS_SECONDS)
+
+    def list(self) -> tuple[Vm, ...]:
+        def look(connection: Any) -> tuple[Vm, ...]:
+            persistent = {
+                d.UUIDString() for d in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            }
+            found = []
+            for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+                state = (stats["state.state"], stats["state.reason"])
+                try:
+                    found.append(self._vm(domain, state, domain.UUIDString() in persistent))
+                except libvirt.libvirtError as e:
+                    if code_of(e) != libvirt.VIR_ERR_NO_DOMAIN:  # it may end while we look, and then it is gone
+                        raise
+            return tuple(sorted(found, key=lambda vm: vm.name))
+
+        return self._connection.call("list the VMs", look)
+
+    def get(self, ref: str) -> Vm:
+        def look(connection: Any) -> Vm:
+            domain = _named(connection, ref)
+            return self._vm(domain, tuple(domain.state()), bool(domain.isPersistent()))
+
+        return self._connection.call(f"look at {clean(ref, 80)}", look)
+
+    def _vm(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
+        now, reasons = _STATES.get(state[0], (State.OFF, ("unknown",)))
+        parts = domainxml.read(domain.XMLDesc(0))
+        active = now.active
+        weight, quota = parts.cpu_shares, parts.cpu_quota
+        if active:
+            weight, quota = libvirt_tuning.cpu_in_force(domain, parts.vcpus)
+        running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
+        ram = process.ram_file(running, parts.max_memory) if running else None
+        lacks = parts.missing
+        if running and not lacks and (ram is None or not ram.tmpfs):
+            where = "it has no file that can be found" if ram is None else f"{ram.path} is not on one"
+            lacks = (f"guest RAM on a tmpfs ({where}; set memory_backing_dir in qemu.conf and start it again)",)
+        return Vm(
+            uuid=parts.uuid,
+            name=parts.name,
+            state=now,
+            reason=reasons[state[1]] if 0 <= state[1] < len(reasons) else "unknown",
+            accel=parts.accel,
+            persistent=persistent,
+            process=running,
+            allocation=Allocation(
+                vcpus=parts.vcpus,
+                memory=parts.memory,
+                cpu_quota=quota,
+                cpu_weight=libvirt_tuning.weight_of(weight),
+                nics=tuple(NicLimit(n.mac) for n in parts.nics),
+                disks=parts.limits,
+            ),
+            max_vcpus=parts.max_vcpus,
+            max_memory=parts.max_memory,
+            disks=parts.disks,
+            nics=parts.nics if active else tuple(replace(n, tap=None) for n in parts.nics),
+            record=parts.record,
+            missing=lacks,
+            monitor=parts.monitor,
+            ram_path=ram.path if ram else None,
+            has_balloon=parts.has_balloon,
+            has_agent=parts.has_agent,
+        )
+
+    def wait_state(self, uuid: str, wanted: frozenset[State], seconds: float) -> State:
+        until = time.monotonic() + seconds
+        with self._connection.events(uuid, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE) as event:
+            while True:
+                event.clear()
+                state = self._state(uuid)
+                left = until - time.monotonic()
+                if state in wanted or left <= 0:
+                    return state
+                # Events are hints: one may be lost with a connection, so the state is read again now and then.
+                event.wait(min(left, _REREAD))
+
+    def _state(self, uuid: str) -> State:
+        def look(connection: Any) -> State:
+            return _state_of(connection.lookupByUUIDString(uuid))
+
+        return self._connection.call(f"look at {uuid}", look)
+
+    # --- its life
+
+    def define(self, spec: VmSpec) -> None:
+        xml = domainxml.build(spec)
+
+        def act(connection: Any) -> None:
+            connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            connection.lookupByUUIDString(spec.uuid)
+
+        self._connection.call(f"define {spec.name}", act, seconds=_PROCESS_SECONDS)
+
+    def undefine(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if domain.isActive():
+                raise RefusedError(f"the VM {clean(domain.name(), 80)} is active.", "hvctl vm stop stops it")
+            domain.undefineFlags(_UNDEFINE)
+
+        self._if_there(uuid, "undefine", act)
+
+    def start(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                _tolerant(domain.create, lambda: bool(domain.isActive()))
+
+        self._effect(uuid, "start", act, seconds=_PROCESS_SECONDS)
+
+    def shutdown(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if domain.isActive():
+                _tolerant(domain.shutdown, lambda: not domain.isActive())
+
+        self._effect(uuid, "shut down", act)
+
+    def destroy(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if domain.isActive():
+                _tolerant(domain.destroy, lambda: not domain.isActive())
+
+        self._if_there(uuid, "destroy", act, seconds=_PROCESS_SECONDS)
+
+    def pause(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if _state_of(domain) is not State.PAUSED:
+                _tolerant(domain.suspend, lambda: _state_of(domain) is State.PAUSED)
+
+        self._effect(uuid, "pause", act)
+
+    def resume(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if _state_of(domain) is not State.RUNNING:
+                _tolerant(domain.resume, lambda: _state_of(domain) is State.RUNNING)
+
+        self._effect(uuid, "resume", act)
+
+    # --- its definition
+
+    def xml(self, uuid: str) -> str:
+        def look(domain: Any) -> str:
+            inactive = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
+            # With secrets: redefining from a document without them would drop a console's password.
+            return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | inactive))
+
+        return self._effect(uuid, "print the definition of", look)
+
+    def redefine(self, uuid: str, xml: str) -> None:
+        if domainxml.read(xml).uuid != uuid:
+            raise RefusedError(f"the document to define is not that of {uuid}.")
+
+        def act(connection: Any) -> None:
+            connection.lookupByUUIDString(uuid)
+            connection.defineXMLFlags(xml, 0)
+
+        self._connection.call(f"redefine {uuid}", act, seconds=_PROCESS_SECONDS)
+
+    def set_record(self, uuid: str, record: Record | None) -> None:
+        document = domainxml.record_xml(record) if record else None
+
+        def act(domain: Any) -> None:
+            for flags in libvirt_tuning.both(domain):
+                try:
+                    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, document, "hvctl", domainxml.HVCTL, flags)
+                except libvirt.libvirtError as e:
+                    # There is none to remove: as asked.
+                    if record is not None or code_of(e) != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                        raise
+            if domainxml.read(domain.XMLDesc(0)).record != record:
+                raise HvctlError(f"the record of {clean(domain.name(), 80)} reads back as another one.")
+
+        self._effect(uuid, "write the record of", act)
+
+    # --- its allocation
+
+    def set_vcpus(self, uuid: str, count: int) -> None:
+        libvirt_tuning.set_vcpus(self._connection, uuid, count)
+
+    def set_cpu_quota(self, uuid: str, percent: int | None) -> None:
+        self._effect(uuid, "set the CPU quota of", lambda domain: libvirt_tuning.set_quota(domain, percent))
+
+    def set_cpu_weight(self, uuid: str, weight: int | None) -> None:
+        self._effect(uuid, "set the CPU weight of", lambda domain: libvirt_tuning.set_weight(domain, weight))
+
+    def set_disk_limit(self, uuid: str, limit: DiskLimit) -> None:
+        self._effect(uuid, "set the disk limit of", lambda domain: libvirt_tuning.set_disk_limit(domain, limit))
+
+    def balloon(self, uuid: str) -> Balloon:
+        return self._effect(uuid, "read the balloon of", libvirt_tuning.balloon)
+
+    def set_balloon(self, uuid: str, target: int) -> int:
+        return libvirt_tuning.set_balloon(self._connection, uuid, target)
+
+    # --- its guest
+
+    def agent(self, uuid: str, command: str, arguments: dict[str, Any], seconds: float) -> Any:
+        request: dict[str, Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = arguments
+
+        def act(connection: Any) -> Any:
+            domain = connection.lookupByUUIDString(uuid)
+            if _state_of(domain) is not State.RUNNING:
+                raise UnreachableError(
+                    "the guest agent cannot answer: the VM does not run.", "hvctl vm start starts it"
+                )
+            try:
+                return libvirt_qemu.qemuAgentCommand(domain, json.dumps(request), max(1, math.ceil(seconds)), 0)
+            except libvirt.libvirtError as e:
+                code, said = code_of(e), text_of(e)
+                if code == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED:
+                    raise UnreachableError(
+                        f"the VM has no guest agent channel: {said}.", "hvctl vm adopt adds it"
+                    ) from e
+                if code == libvirt.VIR_ERR_INTERNAL_ERROR and "agent" in said:
+                    raise GuestError(f"the guest agent refuses {command}: {said}.") from e
+                raise translate(e, self._settings.uri, f"ask the guest agent for {command}") from e
+
+        try:
+            reply = self._connection.call(f"ask the guest agent for {command}", act, seconds=seconds + _AGENT_GRACE)
+        except DeadlineError as e:
+            raise DeadlineError(
+                f"the guest agent did not answer {command} within {seconds:g} s; the result is unknown."
+            ) from e
+        try:
+            answer = json.loads(reply)
+        except (ValueError, RecursionError) as e:
+            raise GuestError(f"the guest agent's answer to {command} is not JSON.") from e
+        if not isinstance(answer, dict) or "return" not in answer:
+            raise GuestError(f"the guest agent's answer to {command} has no return value.")
+        return answer["return"]
+
+    def console(self, uuid: str) -> str:
+        def look(domain: Any) -> str:
+            if not domain.isActive():
+                raise RefusedError(f"the VM {clean(domain.name(), 80)} does not run.", "hvctl vm start starts it")
+            path = domainxml.read(domain.XMLDesc(0)).console
+            if path is None:
+                raise RefusedError(f"the VM {clean(domain.name(), 80)} has no serial console on a pty.")
+            return path
+
+        return self._effect(uuid, "find the console of", look)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # --- how
+
+    def _effect(self, uuid: str, what: str, act: Callable[[Any], T], seconds: float | None = None) -> T:
+        def work(connection: Any) -> T:
+            return act(connection.lookupByUUIDString(uuid))
+
+        return self._connection.call(f"{what} {uuid}", work, seconds)
+
+    def _if_there(self, uuid: str, what: str, act: Callable[[Any], None], seconds: float | None = None) -> None:
+        def work(connection: Any) -> None:
+            try:
+                act(connection.lookupByUUIDString(uuid))
+            except libvirt.libvirtError as e:
+                if code_of(e) != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+
+        self._connection.call(f"{what} {uuid}", work, seconds)
+
+
+def _named(connection: Any, ref: str) -> Any:
+    """A UUID first: a foreign domain may bear another's UUID as its name."""
+    for lookup in (connection.lookupByUUIDString, connection.lookupByName):
+        try:
+            return lookup(ref)
+        except libvirt.libvirtError as e:
+            # A text that is no UUID at all is an invalid argument, which says no more than "not found".
+            if code_of(e) not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                raise
+    raise NotFoundError(f"there is no VM {clean(ref, 80)!r}.", "hvctl vm list shows the VMs there are")
+
+
+def _state_of(domain: Any) -> State:
+    return _STATES.get(domain.state()[0], (State.OFF, ()))[0]
+
+
+def _tolerant(act: Callable[[], Any], done: Callable[[], bool]) -> None:
+    """Do it, and take an error for success if what was wanted holds: somebody else was quicker."""
+    try:
+        act()
+    except libvirt.libvirtError as e:
+        if code_of(e) == libvirt.VIR_ERR_NO_DOMAIN or not done():
+            raise
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

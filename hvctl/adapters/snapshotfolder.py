@@ -1,0 +1,105 @@
+"""Where a snapshot's files are: one folder each, below root-owned folders on a tmpfs, its manifest written last.
+
+What is in them are guest secrets, and QEMU, which may be hostile, must be able to open one of the files. So nothing
+here follows a symlink or enters a folder that somebody else could have made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hvctl import codec
+from hvctl.adapters.atomicfile import replace_file
+from hvctl.adapters.guestram import wipe
+from hvctl.errors import HvctlError, RefusedError
+from hvctl.model.snapshot import Snapshot
+
+MANIFEST: Final = "manifest.json"
+RAM: Final = "ram"
+VMSTATE: Final = "vmstate.qcow2"
+_MODE: Final = 0o711  # QEMU passes through to its file, and lists nothing.
+_PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def folder_of(root: Path, snapshot: Snapshot) -> Path:
+    """The snapshot's folder. RefusedError if what the snapshot says is not below `root` in its own place."""
+    place = root / snapshot.vm_uuid / snapshot.id
+    if not (_PART.fullmatch(snapshot.vm_uuid) and _PART.fullmatch(snapshot.id)) or snapshot.folder != str(place):
+        raise RefusedError(f"snapshot {snapshot.name} does not live in {root}.", "hvctl config show")
+    return place
+
+
+def make(root: Path, folder: Path) -> None:
+    """Make the folder and those between it and `root`; those that are there must be ours alone."""
+    root.parent.mkdir(mode=_MODE, parents=True, exist_ok=True)
+    for step in (root.parent, root, folder.parent, folder):
+        try:
+            step.mkdir()
+            step.chmod(_MODE)
+        except FileExistsError:
+            pass
+        except OSError as e:
+            raise RefusedError(f"{step} cannot be made: {e.strerror}.", "hvctl host prepare") from e
+        _check_ours(step)
+
+
+def publish(folder: Path, snapshot: Snapshot) -> None:
+    _check_ours(folder)
+    try:
+        replace_file(folder / MANIFEST, codec.dump_json(snapshot).decode())
+    except OSError as e:
+        raise HvctlError(f"the manifest of {snapshot.name} cannot be written: {e.strerror}.", "hvctl doctor") from e
+
+
+def unpublish(folder: Path) -> None:
+    """From here on the snapshot does not exist, whatever is left of its files."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Wipe and remove the files and the folder; absent already is fine."""
+    try:
+        _check_ours(folder)
+    except FileNotFoundError:
+        return
+    for file in folder.iterdir():
+        wipe(file)
+    folder.rmdir()
+    # The folder of the VM goes with its last snapshot.
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def published(root: Path, uuid: str | None) -> Iterator[Snapshot]:
+    """Snapshots with a sound manifest, of one VM or of all; damaged ones are left out."""
+    for manifest in root.glob(f"{uuid or '*'}/*/{MANIFEST}"):
+        try:
+            snapshot = _load(root, manifest)
+        except (HvctlError, OSError):
+            continue
+        yield snapshot
+
+
+def _load(root: Path, manifest: Path) -> Snapshot:
+    _check_ours(manifest.parent)
+    fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as stream:
+        snapshot = codec.load_json(Snapshot, stream.read())
+    if folder_of(root, snapshot) != manifest.parent:
+        raise RefusedError(f"{manifest} is of another snapshot.")
+    return snapshot
+
+
+def _check_ours(folder: Path) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise RefusedError(
+            f"{folder} is not a folder that only {'root' if not os.geteuid() else 'this user'} can change.",
+            "look at who made it, then remove it: hvctl doctor",
+        )

@@ -1,0 +1,132 @@
+"""Where what is and what was promised have come apart, and which mending each case has. Reports first; nothing here
+ever ends or removes a VM, and what belongs to a VM that is merely not listed is left alone unless it stays away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hvctl.model.allocation import Allocation, Record
+from hvctl.model.operation import Operation
+from hvctl.model.snapshot import Snapshot
+from hvctl.model.vm import State, Vm
+from hvctl.units import format_rate, format_size
+
+
+class Mend(StrEnum):
+    """What --fix does about a drift; NOTHING is for a person."""
+
+    NOTHING = "nothing"
+    REALLOCATE = "reallocate"
+    RECORD = "record"
+    FORGET = "forget"
+    DROP_SNAPSHOTS = "drop-snapshots"
+    CLEAR_DEVICES = "clear-devices"
+    RECOVER = "recover"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    vm_uuid: str
+    vm_name: str
+    detail: str
+    remedy: str
+    mend: Mend = Mend.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
+    owner, state folders, snapshots, and operations that are open though nobody holds their lock."""
+
+    vms: Sequence[Vm]
+    promised: Mapping[str, tuple[str, Record | None]]
+    devices: Mapping[str, tuple[str, ...]]
+    folders: Sequence[str]
+    snapshots: Sequence[Snapshot]
+    orphans: Sequence[Operation]
+
+
+def drifts(facts: Facts) -> tuple[Drift, ...]:
+    """Everything that has come apart, in a stable order."""
+    known = {vm.uuid: vm for vm in facts.vms}
+    found = [d for vm in facts.vms for d in _of_vm(vm, facts.promised.get(vm.uuid))]
+    for uuid, (name, _) in facts.promised.items():
+        if uuid not in known:
+            found.append(Drift(uuid, name, "promised, but libvirt does not list it", "hvctl doctor --fix", Mend.FORGET))
+    for uuid, names in facts.devices.items():
+        if uuid not in known:
+            detail = f"traffic control of a VM that is not there: {', '.join(names)}"
+            found.append(Drift(uuid, uuid, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
+        elif not known[uuid].state.active:
+            detail = f"traffic control of a VM that is off: {', '.join(names)}"
+            found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
+    for uuid in facts.folders:
+        if uuid not in known:
+            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", "look, then remove it by hand"))
+    found += _of_snapshots(facts.snapshots, known)
+    for operation in facts.orphans:
+        detail = f"operation {operation.id} ({operation.kind}) is open and its owner is gone"
+        found.append(Drift(operation.vm_uuid, operation.vm_name, detail, "hvctl recover", Mend.RECOVER))
+    return tuple(found)
+
+
+def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None) -> list[Drift]:
+    found: list[Drift] = []
+    record = vm.record
+    if record is not None and vm.state in (State.RUNNING, State.PAUSED) and vm.allocation != record.allocation:
+        detail = f"promised and in force differ: {'; '.join(_differences(record.allocation, vm.allocation))}"
+        found.append(Drift(vm.uuid, vm.name, detail, "hvctl doctor --fix", Mend.REALLOCATE))
+    stored = promise[1] if promise else None
+    if record is not None and stored != record:
+        detail = (
+            "the database and the domain's metadata promise different things"
+            if stored
+            else ("the domain's metadata promises what the database does not know")
+        )
+        found.append(Drift(vm.uuid, vm.name, detail, "hvctl doctor --fix", Mend.RECORD))
+    elif record is None and stored is not None:
+        detail = "the domain's metadata lost what the database promised"
+        found.append(Drift(vm.uuid, vm.name, detail, "hvctl doctor --fix", Mend.RECORD))
+    for nic in vm.nics:
+        if nic.foreign:
+            detail = f"{nic.tap} carries traffic control that hvctl did not make: {nic.foreign}"
+            found.append(Drift(vm.uuid, vm.name, detail, f"tc qdisc show dev {nic.tap}"))
+    if vm.state is State.PAUSED and vm.reason not in ("user", "starting up"):
+        found.append(Drift(vm.uuid, vm.name, f"paused: {vm.reason}", f"virsh resume {vm.name}, once the cause is gone"))
+    return found
+
+
+def _differences(promised: Allocation, actual: Allocation) -> list[str]:
+    pairs = [
+        ("vcpus", str(promised.vcpus), str(actual.vcpus)),
+        ("memory", format_size(promised.memory), format_size(actual.memory)),
+        ("cpu_quota", str(promised.cpu_quota), str(actual.cpu_quota)),
+        ("cpu_weight", str(promised.cpu_weight), str(actual.cpu_weight)),
+    ]
+    for nic in actual.nics:
+        want = promised.nic(nic.mac)
+        pairs.append((f"net_in {nic.mac}", format_rate(want.inbound), format_rate(nic.inbound)))
+        pairs.append((f"net_out {nic.mac}", format_rate(want.outbound), format_rate(nic.outbound)))
+    for disk in actual.disks:
+        pairs.append((f"disk {disk.target}", str(promised.disk(disk.target)), str(disk)))
+    return [f"{name} {a}, is {b}" for name, a, b in pairs if a != b]
+
+
+def _of_snapshots(snapshots: Sequence[Snapshot], known: Mapping[str, Vm]) -> list[Drift]:
+    stale: dict[str, int] = {}
+    for snapshot in snapshots:
+        vm = known.get(snapshot.vm_uuid)
+        if vm is None or vm.process != snapshot.binding.process:
+            stale[snapshot.vm_uuid] = stale.get(snapshot.vm_uuid, 0) + 1
+    return [
+        Drift(
+            uuid,
+            known[uuid].name if uuid in known else uuid,
+            f"{count} snapshots of a QEMU process that has ended still take memory",
+            "hvctl doctor --fix",
+            Mend.DROP_SNAPSHOTS,
+        )
+        for uuid, count in stale.items()
+    ]

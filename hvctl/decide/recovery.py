@@ -1,0 +1,169 @@
+"""What becomes of an operation whose owner died: for each kind one answer per phase, from what is observed now.
+
+The row says what was asked and what was before; the lock file's line says how far it came. Every answer may be
+repeated, since recovery itself may be killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from hvctl.decide.allocate import plan_allocation
+from hvctl.decide.reset import binding_difference, reset_steps
+from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
+from hvctl.model.plan import (
+    ClearNics,
+    Destroy,
+    DropSnapshot,
+    Redefine,
+    Refusal,
+    RemoveFiles,
+    Resume,
+    SetMemory,
+    SetNicLimit,
+    Step,
+    Undefine,
+)
+from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.model.vm import State, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How the operation ends, after these steps. promise: the record that then holds (None: as before)."""
+
+    state: OpState
+    steps: tuple[Step, ...] = ()
+    reason: str = ""
+    goal_holds: bool = False
+    forget: bool = False
+
+
+def answer(
+    operation: Operation,
+    phase: Phase,
+    before: Before,
+    now: Vm | None,
+    binding: Binding | None,
+    snapshots: tuple[Snapshot, ...],
+) -> Answer:
+    """now is None when the VM was surely absent; binding is that of the running QEMU, None when there is none;
+    snapshots are those of the VM that have their manifest."""
+    uuid = operation.vm_uuid
+    match operation.kind:
+        case Kind.CREATE:
+            return _create(uuid, phase)
+        case Kind.DELETE:
+            return _delete(uuid, phase, now, snapshots)
+        case Kind.START:
+            return _start(now)
+        case Kind.STOP:
+            return _stop(uuid, now, snapshots)
+        case Kind.ALLOCATE:
+            return _allocate(phase, before, now)
+        case Kind.ADOPT:
+            if before.xml is None or now is None:
+                return Answer(OpState.UNDONE, reason="nothing was changed")
+            return Answer(OpState.UNDONE, (Redefine(uuid, before.xml),), "the definition is as before")
+        case Kind.PROTECT:
+            done = now is not None and now.record == before.goal
+            return Answer(OpState.DONE if done else OpState.UNDONE, goal_holds=done, reason="as observed")
+        case Kind.SNAPSHOT_TAKE:
+            return _take(uuid, before, now, snapshots)
+        case Kind.SNAPSHOT_DELETE:
+            steps = (DropSnapshot(before.snapshot),) if before.snapshot else ()
+            return Answer(OpState.DONE, steps, "deletion finished")
+        case Kind.RESET:
+            return _reset(uuid, phase, before, now, binding)
+        case _:
+            assert_never(operation.kind)
+
+
+def _create(uuid: str, phase: Phase) -> Answer:
+    if phase is Phase.COMMITTED:
+        return Answer(OpState.DONE, reason="the VM was made", goal_holds=True)
+    steps: tuple[Step, ...] = (Destroy(uuid), ClearNics(uuid), Undefine(uuid), RemoveFiles(uuid))
+    return Answer(OpState.UNDONE, steps, "half-made VM removed", forget=True)
+
+
+def _delete(uuid: str, phase: Phase, now: Vm | None, snapshots: tuple[Snapshot, ...]) -> Answer:
+    if phase is Phase.BEGUN:
+        return Answer(OpState.UNDONE, reason="nothing was deleted yet")
+    if now is not None and now.protected:
+        return Answer(OpState.QUARANTINED, reason="half deleted, and protected since: nothing more was removed")
+    drops = [DropSnapshot(s) for s in snapshots]
+    steps: tuple[Step, ...] = (Destroy(uuid), ClearNics(uuid), *drops, Undefine(uuid), RemoveFiles(uuid))
+    return Answer(OpState.DONE, steps, "deletion finished", forget=True)
+
+
+def _start(now: Vm | None) -> Answer:
+    if now is None or not now.state.active:
+        return Answer(OpState.UNDONE, reason="the VM was not started")
+    wanted = now.record.allocation.nics if now.record else ()
+    taps = {n.mac for n in now.nics if n.tap}
+    steps = tuple(SetNicLimit(now.uuid, n) for n in wanted if n.mac in taps and n != now.allocation.nic(n.mac))
+    return Answer(OpState.DONE, steps, "the VM runs; its bandwidth is as promised", goal_holds=True)
+
+
+def _stop(uuid: str, now: Vm | None, snapshots: tuple[Snapshot, ...]) -> Answer:
+    if now is None or not now.state.active:
+        drops = [DropSnapshot(s) for s in snapshots]
+        return Answer(OpState.DONE, (ClearNics(uuid), *drops), "the VM is off", goal_holds=True)
+    return Answer(OpState.UNDONE, reason="the VM still runs")
+
+
+def _allocate(phase: Phase, before: Before, now: Vm | None) -> Answer:
+    """All new, or all old: decided by what is observed, not by how far the dead owner thought it was."""
+    if phase is Phase.BEGUN:
+        return Answer(OpState.UNDONE, reason="nothing was changed")
+    if now is None or before.vm is None or before.goal is None:
+        return Answer(OpState.FAILED, reason="the VM is gone")
+    if now.record == before.goal and now.allocation == before.goal.allocation:
+        return Answer(OpState.DONE, reason="all of it was in place", goal_holds=True)
+    old = before.vm
+    if now.state is State.OFF and old.state is not State.OFF:
+        # A guest that went off took its live limits with it; what starts it again is the definition.
+        now = replace(now, allocation=replace(now.allocation, nics=old.allocation.nics))
+    plan = plan_allocation(now, old.allocation, old.record, None, margin=0, force=True)
+    if isinstance(plan, Refusal):
+        return Answer(OpState.FAILED, reason=plan.message)
+    steps = tuple(replace(s, best_effort=True) if isinstance(s, SetMemory) else s for s in plan.effects)
+    return Answer(OpState.UNDONE, steps, "everything is as before")
+
+
+def _take(uuid: str, before: Before, now: Vm | None, snapshots: tuple[Snapshot, ...]) -> Answer:
+    resume = _resume(uuid, before, now)
+    if before.snapshot and any(s.id == before.snapshot.id for s in snapshots):
+        return Answer(OpState.DONE, resume, "the snapshot was complete")
+    drop: tuple[Step, ...] = (DropSnapshot(before.snapshot),) if before.snapshot else ()
+    return Answer(OpState.UNDONE, drop + resume, "the partial snapshot was removed")
+
+
+def _resume(uuid: str, before: Before, now: Vm | None) -> tuple[Step, ...]:
+    paused = now is not None and now.state is State.PAUSED
+    return (Resume(uuid),) if paused and before.was_running else ()
+
+
+def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Binding | None) -> Answer:
+    if now is None or not now.state.active or binding is None:
+        return Answer(OpState.FAILED, reason="the QEMU process died during the reset")
+    if phase is Phase.BEGUN:
+        return Answer(OpState.UNDONE, _resume(uuid, before, now), "nothing was written")
+    if before.snapshot is None:
+        return Answer(OpState.QUARANTINED, reason="the row does not name its snapshot")
+    if binding.process != before.snapshot.binding.process:
+        return Answer(OpState.FAILED, reason="the VM runs in another QEMU process since: its memory is that of a boot")
+    if phase is Phase.COMMITTED:
+        # The guest may have worked since it was resumed: finishing must not take that work away.
+        return Answer(OpState.DONE, _resume(uuid, before, now), "the reset was complete")
+    if now.state is not State.PAUSED:
+        return Answer(
+            OpState.QUARANTINED,
+            reason="somebody resumed the guest in the middle of a reset: its memory may be mixed",
+        )
+    difference = binding_difference(before.snapshot.binding, binding)
+    if difference:
+        return Answer(OpState.QUARANTINED, reason=f"the reset cannot be repeated: {difference}")
+    steps = reset_steps(uuid, before.snapshot, agent=False, resume=before.was_running)
+    return Answer(OpState.DONE, steps, "the reset was repeated")

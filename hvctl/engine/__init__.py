@@ -1,0 +1,1 @@
+"""The only code that does things in order: observe, execute, recover."""

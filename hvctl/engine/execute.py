@@ -1,0 +1,142 @@
+"""Runs one plan under one lock with one row in the journal: whole, or undone, or left for recovery; never half.
+
+Order (operations.md): lock, recover a dead owner's leftovers, observe, decide, row and mark, steps with fault points,
+close. "Done" is answered only after the row is closed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hvctl.engine.faults import Faults
+from hvctl.engine.hands import ADVISORY, apply
+from hvctl.engine.lock import VmLock
+from hvctl.errors import BusyError, DeadlineError, HvctlError, UnreachableError
+from hvctl.model.operation import Kind, Phase, StepRecord
+from hvctl.model.plan import Enter, LoadState, Plan, Step, step_detail, step_name
+from hvctl.ports import Host
+
+Progress = Callable[[str], None]
+UNKNOWN = (DeadlineError, UnreachableError, BusyError)
+STEP_ERRORS = (HvctlError, OSError)
+
+
+class StepError(Exception):
+    """A step failed; what the operation is now stands in the fields.
+
+    unknown: nobody can say whether the effect happened, so the operation stays open for recovery.
+    torn: the guest is paused with mixed state and must not run. undo_failed: texts of failed inverses."""
+
+    def __init__(self, step: Step, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.step = step
+        self.cause = cause
+        self.unknown = False
+        self.torn = False
+        self.undo_failed: list[str] = []
+
+    @property
+    def message(self) -> str:
+        return self.cause.message if isinstance(self.cause, HvctlError) else f"{self.cause}."
+
+    @property
+    def hint(self) -> str | None:
+        return self.cause.hint if isinstance(self.cause, HvctlError) else None
+
+
+@dataclass
+class Execution:
+    """One run of a plan's steps: what went, how long it took, and how to take it back."""
+
+    host: Host
+    lock: VmLock
+    faults: Faults
+    margin: int
+    operation: int
+    kind: Kind
+    progress: Progress
+    recovering: bool = False
+    phase: Phase = Phase.BEGUN
+    records: list[StepRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    _inverses: list[Step] = field(default_factory=list)
+
+    def run(self, plan: Plan | Sequence[Step]) -> None:
+        """Every step in order; StepError if one fails, after everything that could be taken back was."""
+        for step in plan.steps if isinstance(plan, Plan) else plan:
+            if isinstance(step, Enter):
+                self._enter(step.phase)
+                continue
+            try:
+                self._one(step)
+            except STEP_ERRORS as e:
+                if isinstance(step, ADVISORY):
+                    message = e.message if isinstance(e, HvctlError) else str(e)
+                    self.warnings.append(message)
+                    continue
+                raise self._failed(step, e) from e
+
+    def _enter(self, phase: Phase) -> None:
+        self.faults.point(self._kind, phase.value, "before")
+        self.lock.mark(self.operation, phase)
+        self.phase = phase
+        if phase is Phase.COMMITTED or (phase is Phase.TOUCHING and self.kind is Kind.RESET):
+            self._inverses.clear()
+        self.faults.point(self._kind, phase.value, "after")
+
+    @property
+    def _kind(self) -> str:
+        return f"recover-{self.kind.value}" if self.recovering else self.kind.value
+
+    def _one(self, step: Step) -> None:
+        name = step_name(step)
+        self.progress(f"{name.replace('_', ' ')} {step_detail(step)}".rstrip())
+        began = time.monotonic()
+        try:
+            self.faults.point(self._kind, name, "before")
+            applied = apply(self.host, step, self.margin)
+            if applied.inverse is not None:
+                self._inverses.append(applied.inverse)
+            self._record(step, began, "done", applied.facts)
+            self.faults.point(self._kind, name, "after")
+        except STEP_ERRORS as e:
+            self._record(step, began, f"failed: {e}", {})
+            raise
+
+    def _record(self, step: Step, began: float, outcome: str, facts: dict[str, object]) -> None:
+        seconds = time.monotonic() - began
+        self.records.append(StepRecord(step_name(step), step_detail(step), seconds, outcome, facts))
+
+    def _failed(self, step: Step, cause: Exception) -> StepError:
+        error = StepError(step, cause)
+        if self.kind is Kind.RESET and self.phase is Phase.TOUCHING and isinstance(step, LoadState):
+            error.torn = True
+        elif isinstance(cause, UNKNOWN) or self.phase is Phase.COMMITTED or self._irreversible:
+            error.unknown = True
+        elif self.recovering:
+            # These steps were the undoing: taking them back would lead to the half state again.
+            error.undo_failed.append(f"{step_name(step)}: {cause}")
+        else:
+            self._unwind(error)
+        return error
+
+    @property
+    def _irreversible(self) -> bool:
+        return self.kind is Kind.RESET and self.phase is Phase.TOUCHING
+
+    def _unwind(self, error: StepError) -> None:
+        while self._inverses:
+            inverse = self._inverses.pop()
+            began = time.monotonic()
+            name = step_name(inverse)
+            self.progress(f"undo: {name.replace('_', ' ')} {step_detail(inverse)}".rstrip())
+            try:
+                self.faults.point(f"undo-{self._kind}", name, "before")
+                apply(self.host, inverse, self.margin)
+                self._record(inverse, began, "undone", {})
+                self.faults.point(f"undo-{self._kind}", name, "after")
+            except STEP_ERRORS as e:
+                self._record(inverse, began, f"undo failed: {e}", {})
+                error.undo_failed.append(f"{name}: {e}")

@@ -1,0 +1,260 @@
+"""apply(step): one step of a plan made real. Each looks first, acts only on a difference, lets the port verify,
+and gives back its inverse, so that undoing belongs to the effect and not to the plan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from hvctl.adapters import agent as guest
+from hvctl.decide.allocate import memory_floor
+from hvctl.engine.observe import observe
+from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.model import plan as p
+from hvctl.model.allocation import NicLimit
+from hvctl.model.vm import State, Vm
+from hvctl.ports import Host
+from hvctl.units import format_size
+
+AGENT_SECONDS = 5.0
+ONLINE_SECONDS = 10.0
+POLL_SECONDS = 0.1
+ADVISORY = (p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a step did: its inverse (None: nothing to undo) and facts for the journal."""
+
+    inverse: p.Step | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def apply(host: Host, step: p.Step, margin: int) -> Applied:
+    """Make one step real on a host. margin: bytes that a guest keeps above what it uses."""
+    match step:
+        case p.Enter():
+            return Applied()
+        case p.MakeDisks(spec):
+            host.storage.make_disks(spec)
+            return Applied(p.RemoveFiles(spec.uuid))
+        case p.RemoveFiles(uuid):
+            host.storage.remove(uuid)
+            return Applied()
+        case p.Define(spec):
+            host.domains.define(spec)
+            return Applied(p.Undefine(spec.uuid))
+        case p.Undefine(uuid):
+            host.domains.undefine(uuid)
+            return Applied()
+        case p.Redefine(uuid, xml):
+            before = host.domains.xml(uuid)
+            host.domains.redefine(uuid, xml)
+            return Applied(p.Redefine(uuid, before))
+        case p.Start(uuid):
+            if host.domains.get(uuid).state.active:
+                return Applied()
+            host.domains.start(uuid)
+            return Applied(p.Destroy(uuid))
+        case p.Shutdown(uuid, seconds):
+            return _shutdown(host, uuid, seconds)
+        case p.Destroy(uuid):
+            host.domains.destroy(uuid)
+            return Applied()
+        case p.SetVcpus() | p.SetCpuQuota() | p.SetCpuWeight() | p.SetMemory() | p.SetDiskLimit() | p.SetNicLimit():
+            return _allocate(host, step, margin)
+        case p.ClearNics(uuid):
+            host.network.clear(uuid)
+            return Applied()
+        case p.SetRecord(uuid, record):
+            old = host.domains.get(uuid).record
+            host.domains.set_record(uuid, record)
+            return Applied(p.SetRecord(uuid, old))
+        case _:
+            return _snapshot(host, step)
+
+
+def _shutdown(host: Host, uuid: str, seconds: float) -> Applied:
+    """Ask again while waiting: a guest that is still booting does not hear the first request."""
+    deadline = time.monotonic() + seconds
+    while True:
+        host.domains.shutdown(uuid)
+        left = deadline - time.monotonic()
+        state = host.domains.wait_state(uuid, frozenset({State.OFF, State.CRASHED}), max(0.1, min(5.0, left)))
+        if state is State.OFF:
+            return Applied()
+        if time.monotonic() >= deadline:
+            raise GuestError(f"the guest did not power off in {seconds:g} s.", "hvctl vm stop --force ends its process")
+
+
+def _allocate(
+    host: Host,
+    step: p.SetVcpus | p.SetCpuQuota | p.SetCpuWeight | p.SetMemory | p.SetDiskLimit | p.SetNicLimit,
+    margin: int,
+) -> Applied:
+    vm = observe(host, step.uuid)
+    now = vm.allocation
+    match step:
+        case p.SetVcpus(uuid, count):
+            return _set_vcpus(host, vm, count)
+        case p.SetCpuQuota(uuid, percent):
+            host.domains.set_cpu_quota(uuid, percent)
+            return Applied(p.SetCpuQuota(uuid, now.cpu_quota))
+        case p.SetCpuWeight(uuid, weight):
+            host.domains.set_cpu_weight(uuid, weight)
+            return Applied(p.SetCpuWeight(uuid, now.cpu_weight))
+        case p.SetMemory():
+            return _set_memory(host, vm, step, margin)
+        case p.SetDiskLimit(uuid, limit):
+            host.domains.set_disk_limit(uuid, limit)
+            return Applied(p.SetDiskLimit(uuid, now.disk(limit.target)))
+        case p.SetNicLimit(uuid, limit):
+            host.network.set_limit(_tap(vm, limit), limit, uuid)
+            return Applied(p.SetNicLimit(uuid, now.nic(limit.mac)))
+        case _:
+            assert_never(step)
+
+
+def _tap(vm: Vm, limit: NicLimit) -> str:
+    tap = next((n.tap for n in vm.nics if n.mac == limit.mac), None)
+    if tap is None:
+        raise NotFoundError(f"{vm.name} has no tap for NIC {limit.mac} now.", f"hvctl vm show {vm.name}")
+    return tap
+
+
+def agent_call(host: Host, uuid: str) -> guest.Call:
+    """The guest agent of one VM as adapters/agent.py wants it."""
+    return lambda command, arguments, seconds: host.domains.agent(uuid, command, arguments, seconds)
+
+
+def _set_vcpus(host: Host, vm: Vm, count: int) -> Applied:
+    """Offline in the guest before the unplug, online after the plug. A guest without an agent is left to itself: its
+    kernel may give a vCPU back on the unplug alone, and may bring a new one online by itself."""
+    before = vm.allocation.vcpus
+    inverse = p.SetVcpus(vm.uuid, before)
+    if vm.state is not State.RUNNING:
+        host.domains.set_vcpus(vm.uuid, count)
+        return Applied(inverse)
+    call = agent_call(host, vm.uuid)
+    if count < before:
+        online = _online(call, count)
+        try:
+            host.domains.set_vcpus(vm.uuid, count)
+        except HvctlError:
+            _online(call, before)
+            raise
+        return Applied(inverse, {"guest": online})
+    host.domains.set_vcpus(vm.uuid, count)
+    try:
+        online = _online_in_time(call, count)
+    except GuestError:
+        host.domains.set_vcpus(vm.uuid, before)
+        raise
+    return Applied(inverse, {"guest": online})
+
+
+def _online(call: guest.Call, count: int) -> int | None:
+    """How many vCPUs the guest says are online after it was asked for `count`; None if nobody answers."""
+    try:
+        return guest.set_online(call, count, AGENT_SECONDS)
+    except (UnreachableError, DeadlineError):
+        return None
+
+
+def _online_in_time(call: guest.Call, count: int) -> int | None:
+    """As _online, for vCPUs that were just plugged: the guest's kernel knows them some moments later, and no event
+    tells when."""
+    deadline = time.monotonic() + ONLINE_SECONDS
+    while True:
+        try:
+            return _online(call, count)
+        except GuestError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def _set_memory(host: Host, vm: Vm, step: p.SetMemory, margin: int) -> Applied:
+    before = vm.allocation.memory
+    if vm.state is State.OFF:
+        host.domains.set_balloon(vm.uuid, step.target)
+        return Applied(p.SetMemory(vm.uuid, before))
+    if step.target < before:
+        # Looked at again because the guest has worked since the plan was made.
+        floor = memory_floor(host.domains.balloon(vm.uuid), margin)
+        if floor is None and not step.force:
+            raise RefusedError("the guest stopped reporting memory statistics.", "--force shrinks it blindly")
+        if floor is not None and step.target < floor and not step.best_effort:
+            raise RefusedError(f"the guest now uses more: the least it can have is {format_size(floor)}.")
+    inverse = p.SetMemory(vm.uuid, before, force=True, best_effort=True)
+    reached = host.domains.set_balloon(vm.uuid, step.target)
+    if reached == step.target:
+        return Applied(inverse, {"reached": reached})
+    if step.best_effort:
+        host.domains.set_balloon(vm.uuid, reached)
+        return Applied(inverse, {"reached": reached, "partial": True})
+    host.domains.set_balloon(vm.uuid, before)
+    raise GuestError(
+        f"the guest's balloon stopped at {format_size(reached)} on the way to {format_size(step.target)}.",
+        "--best-effort keeps what can be had",
+    )
+
+
+def _snapshot(host: Host, step: p.Step) -> Applied:
+    machine = host.machine
+    match step:
+        case p.Pause(uuid):
+            if host.domains.get(uuid).state is State.PAUSED:
+                return Applied()
+            host.domains.pause(uuid)
+            return Applied(p.Resume(uuid))
+        case p.Resume(uuid):
+            host.domains.resume(uuid)
+            return Applied()
+        case p.PrepareSnapshot(snapshot):
+            machine.prepare(_vm(host, snapshot.vm_uuid), snapshot)
+            return Applied(p.DropSnapshot(snapshot))
+        case p.SaveState(snapshot):
+            machine.save_state(_vm(host, snapshot.vm_uuid), snapshot)
+            return Applied()
+        case p.CopyRam(snapshot):
+            return Applied(facts={"bytes": machine.copy_ram(_vm(host, snapshot.vm_uuid), snapshot)})
+        case p.PublishSnapshot(snapshot):
+            machine.publish(snapshot)
+            return Applied()
+        case p.DropSnapshot(snapshot):
+            vm = _vm_or_none(host, snapshot.vm_uuid)
+            machine.drop(vm if vm and vm.state.active else None, snapshot)
+            return Applied()
+        case p.RestoreRam(snapshot):
+            return Applied(facts={"bytes": machine.restore_ram(_vm(host, snapshot.vm_uuid), snapshot)})
+        case p.LoadState(snapshot):
+            machine.load_state(_vm(host, snapshot.vm_uuid), snapshot)
+            return Applied()
+        case p.RestoreBalloon(snapshot):
+            machine.restore_balloon(_vm(host, snapshot.vm_uuid), snapshot)
+            return Applied()
+        case p.AwaitAgent(uuid, seconds):
+            guest.wait(agent_call(host, uuid), seconds)
+            return Applied()
+        case p.SetClock(uuid):
+            guest.set_time(agent_call(host, uuid), AGENT_SECONDS)
+            return Applied()
+        case p.Reseed(uuid):
+            if not guest.reseed(agent_call(host, uuid), AGENT_SECONDS):
+                raise GuestError("the guest has no reseed hook: uniqueness is not guaranteed.")
+            return Applied()
+        case _:
+            raise AssertionError(f"no hand for {step!r}")
+
+
+def _vm(host: Host, uuid: str) -> Vm:
+    return host.domains.get(uuid)
+
+
+def _vm_or_none(host: Host, uuid: str) -> Vm | None:
+    try:
+        return host.domains.get(uuid)
+    except NotFoundError:
+        return None

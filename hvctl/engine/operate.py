@@ -1,0 +1,267 @@
+"""Engine: the one door through which a VM is changed. A verb says what it wants as a decision from facts to a plan;
+the engine does it under lock, row and mark, and answers how it ended."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hvctl import codec
+from hvctl.adapters.store import Store
+from hvctl.decide.admission import admit, capacity_of, holders
+from hvctl.engine.execute import Execution, Progress, StepError
+from hvctl.engine.faults import Faults
+from hvctl.engine.lock import VmLock, vm_lock
+from hvctl.engine.observe import observe, observe_all
+from hvctl.engine.recover import recover_vm
+from hvctl.errors import BusyError, HvctlError, NotUndoneError, RefusedError, UndoneError
+from hvctl.model.allocation import Record, Resources, resources
+from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
+from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
+from hvctl.model.plan import Enter, Plan, Refusal, step_detail, step_name
+from hvctl.model.vm import Vm
+from hvctl.ports import Host
+from hvctl.settings import Settings
+
+ENDS_QUARANTINE = (Kind.STOP, Kind.DELETE)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a verb decided: the plan, and what the ledger says after it.
+
+    goal: what is promised afterwards (None: as before). holds: whether the VM then counts against the host.
+    forget: the VM is gone afterwards."""
+
+    plan: Plan
+    before: Before
+    goal: Record | None = None
+    holds: bool = False
+    forget: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Resources | None:
+        """What must be free on the host before the first step; None asks for nothing."""
+        return resources(self.goal.allocation) if self.goal and self.holds else None
+
+
+Decide = Callable[[Vm | None], Decision | Refusal]
+
+
+class Engine:
+    """One hypervisor and its journal, opened for one command or one daemon."""
+
+    def __init__(self, settings: Settings, host: Host, store: Store, progress: Progress = lambda _: None) -> None:
+        self.settings = settings
+        self.host = host
+        self.store = store
+        self.progress = progress
+        self.faults = Faults()
+        self.facts: HostFacts = host.domains.facts()
+        self.who = os.environ.get("SUDO_USER") or getpass.getuser()
+
+    def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
+        """What change() would do now: the same decision and the same admission, no effect."""
+        vm = observe(self.host, ref) if ref else None
+        decision = _decided(decide(vm))
+        check = self._admission(vm.uuid if vm else "", decision.wanted)
+        if check:
+            check(self.store.ledger(self.facts.name))
+        return self._outcome(kind, vm.uuid if vm else "", name if vm is None else vm.name, None, decision)
+
+    def change(
+        self, kind: Kind, ref: str, request: dict[str, Any], decide: Decide, *, key: str | None = None, new: str = ""
+    ) -> Outcome:
+        """Run one operation on the VM `ref` (of a VM to create: its uuid, and its name in `new`)."""
+        if key and (known := self.store.operation_of_key(self.facts.name, key)):
+            return self._replayed(kind, known)
+        self.sweep()
+        uuid = ref if new else self.host.domains.get(ref).uuid
+        with vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
+            recover_vm(self, lock, uuid)
+            vm = None if new else observe(self.host, uuid)
+            name = vm.name if vm else new
+            decision = _decided(decide(vm))
+            if not decision.plan.steps:
+                return self._outcome(kind, uuid, name, OpState.DONE, decision)
+            self._refuse_quarantined(kind, uuid, vm)
+            return self._run(lock, kind, uuid, name, request, decision, key)
+
+    def _run(
+        self,
+        lock: VmLock,
+        kind: Kind,
+        uuid: str,
+        name: str,
+        request: dict[str, Any],
+        decision: Decision,
+        key: str | None,
+    ) -> Outcome:
+        operation = self.store.open_operation(
+            vm_uuid=uuid,
+            vm_name=name,
+            host=self.facts.name,
+            kind=kind,
+            request=request,
+            before=codec.dump(decision.before),
+            who=self.who,
+            boot_id=self.facts.boot_id,
+            key=key,
+            admit=self._admission(uuid, decision.wanted),
+            held=decision.wanted,
+        )
+        if operation.state is not OpState.OPEN:
+            return self._replayed(kind, operation)
+        began = time.monotonic()
+        self.faults.point(kind.value, "row", "after")
+        lock.mark(operation.id, Phase.BEGUN)
+        self.faults.point(kind.value, "begun", "after")
+        run = Execution(self.host, lock, self.faults, self.settings.memory_margin, operation.id, kind, self.progress)
+        try:
+            run.run(decision.plan)
+        except StepError as e:
+            self._failed(lock, operation, run, e)
+        outcome = self._outcome(kind, uuid, name, OpState.DONE, decision, operation.id, run, time.monotonic() - began)
+        self.store.close_operation(
+            operation.id,
+            OpState.DONE,
+            result={**outcome.result, "warnings": list(outcome.warnings)},
+            steps=run.records,
+            promise=_promise(uuid, name, decision),
+            record=decision.goal,
+        )
+        self.faults.point(kind.value, "closed", "after")
+        lock.clear()
+        return outcome
+
+    def _failed(self, lock: VmLock, operation: Operation, run: Execution, error: StepError) -> None:
+        """Close the row as what it is, and tell the operator; always raises."""
+        what = f"{operation.kind} of {operation.vm_name} failed at {step_name(error.step)}: {error.message}"
+        if error.unknown:
+            raise NotUndoneError(
+                f"{what} The result is unknown, so the operation stays open.", "hvctl recover ends it"
+            ) from error.cause
+        kind: type[NotUndoneError | UndoneError]
+        if error.torn:
+            state, kind, tail = OpState.QUARANTINED, NotUndoneError, "The guest stays paused: its memory is mixed."
+        elif error.undo_failed:
+            state, kind = OpState.FAILED, NotUndoneError
+            tail = f"Not undone: {'; '.join(error.undo_failed)}."
+        else:
+            state, kind, tail = OpState.UNDONE, UndoneError, "Everything is as it was."
+        self.store.close_operation(operation.id, state, reason=f"{error.message} {tail}", steps=run.records)
+        lock.clear()
+        hint = error.hint
+        if error.torn:
+            hint = f"hvctl vm stop {operation.vm_name} --force, then start it: it boots from its disks"
+        raise kind(f"{what} {tail}", hint) from error.cause
+
+    def sweep(self) -> list[Operation]:
+        """Recover every operation whose owner is dead; those that cannot be observed now stay open."""
+        ended = []
+        for operation in self.store.open_operations(self.facts.name):
+            try:
+                with vm_lock(self.settings.locks_dir, operation.vm_uuid, 0) as lock:
+                    closed = recover_vm(self, lock, operation.vm_uuid)
+            except BusyError:
+                continue
+            except HvctlError as e:
+                self.progress(f"operation {operation.id} stays open: {e.message}")
+                continue
+            if closed:
+                ended.append(closed)
+        return ended
+
+    def _admission(self, uuid: str, want: Resources | None) -> Callable[[Ledger], None] | None:
+        """The check that opening the row makes; what is observed is read before, so that nothing slow happens under
+        the host's lock."""
+        if want is None:
+            return None
+        observed = observe_all(self.host)
+        capacity = capacity_of(self.facts, self.settings)
+
+        def check(ledger: Ledger) -> None:
+            refusal = admit(capacity, holders(ledger, observed), uuid, want)
+            if refusal:
+                raise RefusedError(refusal.message, refusal.hint)
+
+        return check
+
+    def _refuse_quarantined(self, kind: Kind, uuid: str, vm: Vm | None) -> None:
+        last = self.store.last_operation(self.facts.name, uuid)
+        if last is None or last.state is not OpState.QUARANTINED or kind in ENDS_QUARANTINE or vm is None:
+            return
+        before = codec.load(Before, last.before)
+        if before.vm and before.vm.process == vm.process:
+            raise RefusedError(
+                f"{vm.name} is quarantined since operation {last.id}: {last.reason}",
+                f"hvctl vm stop {vm.name} --force, then start it",
+            )
+
+    def _replayed(self, kind: Kind, known: Operation) -> Outcome:
+        """The answer that this key's operation got the first time."""
+        if known.kind is not kind:
+            raise RefusedError(f"this key was used for {known.kind} of {known.vm_name}.", "use a new --key")
+        if known.state is OpState.OPEN:
+            raise BusyError(
+                f"operation {known.id} with this key is still open.", "hvctl operation show " + str(known.id)
+            )
+        if known.state is not OpState.DONE:
+            raise UndoneError(
+                f"operation {known.id} with this key ended {known.state}: {known.reason}", "use a new --key"
+            )
+        return Outcome(
+            known.kind,
+            known.vm_uuid,
+            known.vm_name,
+            known.state,
+            f"{known.kind} {known.vm_name}",
+            (),
+            ("this key's operation was done before",),
+            known.id,
+            known.steps,
+            result=known.result or {},
+        )
+
+    @staticmethod
+    def _outcome(
+        kind: Kind,
+        uuid: str,
+        name: str,
+        state: OpState | None,
+        decision: Decision,
+        operation: int | None = None,
+        run: Execution | None = None,
+        seconds: float = 0.0,
+    ) -> Outcome:
+        return Outcome(
+            kind,
+            uuid,
+            name,
+            state,
+            decision.plan.goal,
+            tuple((step_name(s), step_detail(s)) for s in decision.plan.steps if not isinstance(s, Enter)),
+            decision.plan.reasons,
+            operation,
+            tuple(run.records) if run else (),
+            tuple(run.warnings) if run else (),
+            seconds,
+            decision.result,
+        )
+
+
+def _promise(uuid: str, name: str, decision: Decision) -> Promise | Forget | None:
+    if decision.forget:
+        return FORGET
+    return Promise(uuid, name, resources(decision.goal.allocation), decision.holds) if decision.goal else None
+
+
+def _decided(answer: Decision | Refusal) -> Decision:
+    if isinstance(answer, Refusal):
+        raise RefusedError(answer.message, answer.hint)
+    return answer

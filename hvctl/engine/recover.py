@@ -1,0 +1,92 @@
+"""Ends operations whose owner died: observe, ask decide/recovery for the answer, do its steps, close the row.
+
+May itself be killed at any point: every answer can be repeated, and the mark moves only with the phases.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hvctl import codec
+from hvctl.decide.recovery import answer
+from hvctl.engine.execute import Execution, StepError
+from hvctl.engine.lock import VmLock
+from hvctl.engine.observe import observe
+from hvctl.errors import NotFoundError, NotUndoneError
+from hvctl.model.allocation import resources
+from hvctl.model.host import FORGET, Forget, Promise
+from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
+from hvctl.model.vm import State, Vm
+
+if TYPE_CHECKING:
+    from hvctl.engine.operate import Engine
+
+
+def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
+    """Close the open operation of a VM whose lock is held by us; the closed one, None if there was none.
+
+    DeadlineError or UnreachableError: the VM cannot be seen now, so nothing was touched and the row stays open."""
+    opened = engine.store.operations(engine.facts.name, uuid, OpState.OPEN)
+    if not opened:
+        lock.clear()
+        return None
+    operation = opened[0]
+    engine.progress(f"recovering operation {operation.id}: {operation.kind} of {operation.vm_name}")
+    before = codec.load(Before, operation.before)
+    now = _now(engine, uuid)
+    active = now is not None and now.state.active and operation.kind is Kind.RESET
+    binding = engine.host.machine.binding(now) if active and now else None
+    snapshots = tuple(engine.host.machine.snapshots(uuid))
+    phase = _phase(lock, operation, now)
+    end = answer(operation, phase, before, now, binding, snapshots)
+    run = Execution(
+        engine.host,
+        lock,
+        engine.faults,
+        engine.settings.memory_margin,
+        operation.id,
+        operation.kind,
+        engine.progress,
+        recovering=True,
+        phase=phase,
+    )
+    state, reason = end.state, f"recovered: {end.reason}"
+    try:
+        run.run(end.steps)
+    except StepError as e:
+        if e.unknown:
+            raise NotUndoneError(
+                f"operation {operation.id} cannot be ended now: {e.message}", "hvctl recover tries again"
+            ) from e.cause
+        state = OpState.QUARANTINED if e.torn else OpState.FAILED
+        reason = f"recovery failed: {e.message}"
+    succeeded = state is end.state
+    promise: Promise | Forget | None = None
+    if succeeded and end.forget:
+        promise = FORGET
+    elif succeeded and end.goal_holds and before.goal:
+        promise = Promise(uuid, operation.vm_name, resources(before.goal.allocation), before.holds)
+    engine.faults.point(f"recover-{operation.kind.value}", "close", "before")
+    engine.store.close_operation(
+        operation.id, state, reason=reason, steps=run.records, promise=promise, record=before.goal
+    )
+    lock.clear()
+    return engine.store.operation(operation.id)
+
+
+def _now(engine: Engine, uuid: str) -> Vm | None:
+    try:
+        return observe(engine.host, uuid)
+    except NotFoundError:
+        return None
+
+
+def _phase(lock: VmLock, operation: Operation, now: Vm | None) -> Phase:
+    """How far the dead owner came. Without a mark of this operation (killed before it was written, or the file was
+    removed) the careful answer: half done, unless a reset's guest still runs, which it cannot when half done."""
+    mark = lock.read()
+    if mark is not None and mark.operation == operation.id:
+        return mark.phase
+    if operation.kind is Kind.RESET and now is not None and now.state is not State.PAUSED:
+        return Phase.BEGUN
+    return Phase.TOUCHING

@@ -1,0 +1,9 @@
+"""Alembic's entry point: runs the migrations on the connection, and in the transaction, that hvctl.adapters.schema
+has open."""
+
+from __future__ import annotations
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+context.run_migrations()

@@ -1,0 +1,31 @@
+"""Reading the journal, and recovery by hand."""
+
+from __future__ import annotations
+
+import re
+
+from hvctl.adapters.store import Store
+from hvctl.engine.operate import Engine
+from hvctl.model.operation import Operation, OpState
+from hvctl.settings import Settings
+
+
+def operations(settings: Settings, vm: str | None, state: OpState | None, limit: int) -> tuple[Operation, ...]:
+    """Newest first. vm is a name or UUID as the journal has it, so that deleted VMs are found too."""
+    with Store(settings.database) as store:
+        store.migrate()
+        by_uuid = vm is not None and re.fullmatch(r"[0-9a-f-]{36}", vm) is not None
+        uuid, name = (vm, None) if by_uuid else (None, vm)
+        return store.operations(vm_uuid=uuid, vm_name=name, state=state, limit=limit)
+
+
+def operation(settings: Settings, number: int) -> Operation:
+    with Store(settings.database) as store:
+        store.migrate()
+        return store.operation(number)
+
+
+def recover(engine: Engine) -> tuple[list[Operation], tuple[Operation, ...]]:
+    """End what dead owners left; the ended operations, and those that are still open (owned, or not observable)."""
+    ended = engine.sweep()
+    return ended, engine.store.open_operations(engine.facts.name)
