@@ -141,10 +141,12 @@ def set_online(call: Call, count: int, seconds: float = _ANSWER_SECONDS) -> int:
     """Have `count` vCPUs online: the lowest come online first, the highest go offline first, cpu0 never goes.
 
     The number that is online after; GuestError if it is not `count`. The agent may do only the first few of what one
-    command names, so the rest is asked for again as long as something moves.
+    command names, so the rest is asked for again as long as something moves. A guest shows vCPUs a while after they
+    were plugged, and the agent tells of no event: they are waited for, `seconds` at most.
     """
     if count < 1:
         raise ValueError("a guest has at least one vCPU online")
+    until = time.monotonic() + seconds
     while True:
         vcpus = _vcpus(call, seconds)
         online = [v for v in vcpus if v.online]
@@ -155,6 +157,9 @@ def set_online(call: Call, count: int, seconds: float = _ANSWER_SECONDS) -> int:
         else:
             free = [v for v in reversed(online) if v.number != 0 and v.can_offline]
             chosen = free[: len(online) - count]
+        if len(vcpus) < count and time.monotonic() < until:
+            time.sleep(_LAST_POLL / 4)
+            continue
         if not chosen:
             raise GuestError(
                 f"the guest has {len(online)} vCPUs online and none more to switch, {count} were asked for."

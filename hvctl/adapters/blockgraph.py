@@ -112,7 +112,8 @@ def _node(raw: dict[str, Any]) -> Node:
         writable=not raw["ro"],
         file=raw["file"],
         backing=raw.get("backing_file"),
-        bitmaps=tuple(sorted(b.get("name", "") for b in raw.get("dirty-bitmaps", []))),
+        # Those without a name belong to a job, and the job is told instead.
+        bitmaps=tuple(sorted(b["name"] for b in raw.get("dirty-bitmaps", []) if b.get("name"))),
         tags=tuple(sorted(s["name"] for s in image.get("snapshots", []))),
         data_file="data-file" in special,
     )

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # libvirt takes its own time for these: to define and to start it may probe QEMU anew (4 to 20 s where /dev/kvm is not
 # open to QEMU's user), and it waits 15 s for a process to end.
 _PROCESS_SECONDS = 120.0
+# libvirt asks the guest agent first and waits for its word before it presses the power button.
+_SHUTDOWN_SECONDS = 15.0
 _VERSION_SECONDS = 1.0
 _AGENT_GRACE = 2.0
 _REREAD = 1.0
@@ -130,6 +132,7 @@ class LibvirtDomains:
         weight, quota = parts.cpu_shares, parts.cpu_quota
         if active:
             weight, quota = libvirt_tuning.cpu_in_force(domain, parts.vcpus)
+        memory = libvirt_tuning.memory_in_force(domain, parts.memory) if active and parts.has_balloon else parts.memory
         running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
         ram = process.ram_file(running, parts.max_memory) if running else None
         lacks = parts.missing
@@ -146,7 +149,7 @@ class LibvirtDomains:
             process=running,
             allocation=Allocation(
                 vcpus=parts.vcpus,
-                memory=parts.memory,
+                memory=memory,
                 cpu_quota=quota,
                 cpu_weight=libvirt_tuning.weight_of(weight),
                 nics=tuple(NicLimit(n.mac) for n in parts.nics),
@@ -177,10 +180,7 @@ class LibvirtDomains:
                 event.wait(min(left, _REREAD))
 
     def _state(self, uuid: str) -> State:
-        def look(connection: Any) -> State:
-            return _state_of(connection.lookupByUUIDString(uuid))
-
-        return self._connection.call(f"look at {uuid}", look)
+        return self._connection.call(f"look at {uuid}", lambda c: _state_of(c.lookupByUUIDString(uuid)))
 
     # --- its life
 
@@ -191,7 +191,7 @@ class LibvirtDomains:
             connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             connection.lookupByUUIDString(spec.uuid)
 
-        self._connection.call(f"define {spec.name}", act, seconds=_PROCESS_SECONDS)
+        self._connection.call(f"define {spec.name}", act, _PROCESS_SECONDS)
 
     def undefine(self, uuid: str) -> None:
         def act(domain: Any) -> None:
@@ -213,7 +213,7 @@ class LibvirtDomains:
             if domain.isActive():
                 _tolerant(domain.shutdown, lambda: not domain.isActive())
 
-        self._effect(uuid, "shut down", act)
+        self._effect(uuid, "shut down", act, seconds=_SHUTDOWN_SECONDS)
 
     def destroy(self, uuid: str) -> None:
         def act(domain: Any) -> None:
@@ -313,8 +313,14 @@ class LibvirtDomains:
                     raise UnreachableError(
                         f"the VM has no guest agent channel: {said}.", "hvctl vm adopt adds it"
                     ) from e
+                if code == libvirt.VIR_ERR_RPC and "payload" in said:
+                    raise GuestError(
+                        f"the guest agent's answer to {clean(command, 40)} is larger than libvirt carries (4 MiB).",
+                        "write large output to a file in the guest",
+                    ) from e
                 if code == libvirt.VIR_ERR_INTERNAL_ERROR and "agent" in said:
-                    raise GuestError(f"the guest agent refuses {command}: {said}.") from e
+                    refusal = said.rpartition("error was ")[2].rpartition(f"'{clean(command, 40)}': ")[2]
+                    raise GuestError(f"the guest agent refuses {clean(command, 40)}: {refusal}.") from e
                 raise translate(e, self._settings.uri, f"ask the guest agent for {command}") from e
 
         try:

@@ -16,7 +16,7 @@ from hvctl.adapters.domainxml_read import disk_limit, percent
 from hvctl.adapters.libvirt_calls import Connection, clean, code_of, text_of
 from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.allocation import DiskLimit
-from hvctl.model.vm import Balloon
+from hvctl.model.vm import Accel, Balloon
 
 _PERIOD = 100_000
 # libvirt itself waits 5 s for each vCPU that it asks back; a busy guest gives it later, so we wait on.
@@ -95,12 +95,10 @@ def set_quota(domain: Any, quota: int | None) -> None:
 def set_vcpus(connection: Connection, uuid: str, count: int) -> None:
     """The definition follows only when the running guest did."""
 
-    def plugged(c: Any) -> tuple[int, int]:
+    def plugged(c: Any) -> tuple[int, int, Accel]:
         domain = c.lookupByUUIDString(uuid)
-        if not domain.isActive():
-            return count, count
         parts = domainxml.read(domain.XMLDesc(0))
-        return parts.vcpus, parts.max_vcpus
+        return parts.vcpus if domain.isActive() else count, parts.max_vcpus, parts.accel
 
     def live(c: Any) -> str | None:
         """What the guest's refusal was, if it was one: it may still comply a little later."""
@@ -122,9 +120,16 @@ def set_vcpus(connection: Connection, uuid: str, count: int) -> None:
             if domain.vcpusFlags(flags) != count:
                 domain.setVcpusFlags(count, flags | libvirt.VIR_DOMAIN_VCPU_HOTPLUGGABLE)
 
-    now, most = connection.call(f"look at {uuid}", plugged)
+    now, most, accel = connection.call(f"look at {uuid}", plugged)
     if count < 1 or count > most:
         raise RefusedError(f"the VM can have 1 to {most} vCPUs, not {count}.", "hvctl vm show tells its maximum")
+    if count < now and accel is Accel.TCG:
+        # An emulated vCPU is never freed (seen with QEMU 7.2), so its DEVICE_DELETED never comes: QEMU has one less,
+        # libvirt does not learn it, and refuses every later change of the vCPUs until the VM starts anew.
+        raise GuestError(
+            f"an emulated VM cannot give a vCPU back while it runs: it keeps {now}.",
+            "take it offline in the guest, and limit the VM with --cpu-quota",
+        )
     if now != count:
         seconds = _PLUG_SECONDS if count > now else _PLUG_SECONDS + (now - count) * _UNPLUG_SECONDS_EACH
         with connection.events(uuid, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED) as removed:
@@ -165,11 +170,10 @@ def set_disk_limit(domain: Any, limit: DiskLimit) -> None:
         "total_iops_sec_max": limit.iops_burst or 0,
         "total_bytes_sec_max": limit.rate_burst or 0,
     }
-    if limit.burst_seconds:
-        if limit.iops_burst:
-            wanted["total_iops_sec_max_length"] = limit.burst_seconds
-        if limit.rate_burst:
-            wanted["total_bytes_sec_max_length"] = limit.burst_seconds
+    # Lengths that are not named stay, and QEMU refuses one without a burst: so 0, which is no length.
+    seconds = limit.burst_seconds or 0
+    wanted["total_iops_sec_max_length"] = seconds if limit.iops_burst else 0
+    wanted["total_bytes_sec_max_length"] = seconds if limit.rate_burst else 0
     for flag in both(domain):
         domain.setBlockIoTune(limit.target, wanted, flag)
         now = domain.blockIoTune(limit.target, flag)
@@ -181,6 +185,15 @@ def set_disk_limit(domain: Any, limit: DiskLimit) -> None:
 
 
 # --- memory
+
+
+def memory_in_force(domain: Any, described: int) -> int:
+    """Bytes of an active domain's balloon as QEMU has it: what the XML describes follows an event that QEMU sends at
+    most once a second."""
+    try:
+        return int(domain.memoryStats()["actual"]) * 1024
+    except (libvirt.libvirtError, KeyError):
+        return described
 
 
 def balloon(domain: Any) -> Balloon:

@@ -52,6 +52,8 @@ def goal_of(vm: Vm, change: Change) -> Allocation | Refusal:
             f"not {format_size(memory)}.",
             "the maximum is set by vm create --max-memory",
         )
+    if memory % 1024:
+        return Refusal(f"memory is given in whole KiB, and {memory} bytes are not.", "write it as 512MiB")
     quota = now.cpu_quota if isinstance(change.cpu_quota, Keep) else change.cpu_quota
     if quota is not None and not 1 <= quota <= 100 * 4096:
         return Refusal(f"a CPU quota of {quota}% is outside 1% to {100 * 4096}%.", "100% is one whole CPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hvctl.decide.allocate import plan_allocation
 from hvctl.model.allocation import Record
 from hvctl.model.operation import Phase
 from hvctl.model.plan import (
@@ -41,14 +42,18 @@ def _stale(snapshots: Sequence[Snapshot]) -> list[Step]:
 
 
 def plan_start(vm: Vm, snapshots: Sequence[Snapshot]) -> Plan | Refusal:
-    """Start, then what libvirt does not keep: bandwidth. Snapshots of an earlier process fit no more."""
+    """What was promised into the definition, start, then what libvirt does not keep: bandwidth. Snapshots of an
+    earlier process fit no more."""
     if vm.state.active:
         if vm.state is State.RUNNING:
             return Plan(f"start {vm.name}", (), ("it runs already",))
         return Refusal(f"{vm.name} is {vm.state} ({vm.reason}).", f"`virsh resume {vm.name}` continues a paused VM")
-    steps: list[Step] = [Enter(Phase.TOUCHING), *_stale(snapshots), Start(vm.uuid)]
-    limits = [n for n in (vm.record.allocation.nics if vm.record else ()) if n.inbound or n.outbound]
-    steps += [SetNicLimit(vm.uuid, limit) for limit in limits]
+    promised = vm.record.allocation if vm.record else vm.allocation
+    config = plan_allocation(vm, promised, None, None, margin=0)
+    if isinstance(config, Refusal):
+        return config
+    steps: list[Step] = [Enter(Phase.TOUCHING), *_stale(snapshots), *config.effects, Start(vm.uuid)]
+    steps += [SetNicLimit(vm.uuid, limit) for limit in promised.nics if limit.inbound or limit.outbound]
     return Plan(f"start {vm.name}", tuple(steps))
 
 

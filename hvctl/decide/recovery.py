@@ -22,6 +22,7 @@ from hvctl.model.plan import (
     Resume,
     SetMemory,
     SetNicLimit,
+    SetRecord,
     Step,
     Undefine,
 )
@@ -150,13 +151,14 @@ def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Bin
         return Answer(OpState.FAILED, reason="the QEMU process died during the reset")
     if phase is Phase.BEGUN:
         return Answer(OpState.UNDONE, _resume(uuid, before, now), "nothing was written")
-    if before.snapshot is None:
+    if before.snapshot is None or before.goal is None:
         return Answer(OpState.QUARANTINED, reason="the row does not name its snapshot")
     if binding.process != before.snapshot.binding.process:
         return Answer(OpState.FAILED, reason="the VM runs in another QEMU process since: its memory is that of a boot")
     if phase is Phase.COMMITTED:
         # The guest may have worked since it was resumed: finishing must not take that work away.
-        return Answer(OpState.DONE, _resume(uuid, before, now), "the reset was complete")
+        promise: tuple[Step, ...] = (SetRecord(uuid, before.goal),) if before.goal else ()
+        return Answer(OpState.DONE, _resume(uuid, before, now) + promise, "the reset was complete", goal_holds=True)
     if now.state is not State.PAUSED:
         return Answer(
             OpState.QUARANTINED,
@@ -165,5 +167,5 @@ def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Bin
     difference = binding_difference(before.snapshot.binding, binding)
     if difference:
         return Answer(OpState.QUARANTINED, reason=f"the reset cannot be repeated: {difference}")
-    steps = reset_steps(uuid, before.snapshot, agent=False, resume=before.was_running)
-    return Answer(OpState.DONE, steps, "the reset was repeated")
+    steps = reset_steps(uuid, before.snapshot, before.goal, agent=False, resume=before.was_running)
+    return Answer(OpState.DONE, steps, "the reset was repeated", goal_holds=True)

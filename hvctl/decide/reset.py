@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from hvctl.model.allocation import Record
 from hvctl.model.operation import Phase
 from hvctl.model.plan import (
     AwaitAgent,
@@ -20,6 +23,7 @@ from hvctl.model.plan import (
     Resume,
     SaveState,
     SetClock,
+    SetRecord,
     Step,
 )
 from hvctl.model.snapshot import Binding, Snapshot
@@ -75,6 +79,13 @@ def binding_difference(snapshot: Binding, now: Binding) -> str | None:
     return None
 
 
+def after_reset(vm: Vm, snapshot: Snapshot) -> Record:
+    """What is promised after a reset: the guest is back at the vCPUs and the balloon of the snapshot."""
+    record = vm.record or Record(vm.allocation)
+    allocation = replace(record.allocation, vcpus=snapshot.vcpus, memory=snapshot.balloon)
+    return record.with_allocation(allocation)
+
+
 def plan_reset(vm: Vm, snapshot: Snapshot, now: Binding) -> Plan | Refusal:
     """The whole VM back to the snapshot. RAM comes before the state load, because virtio reads its rings out of guest
     RAM while loading, and again after it, because the machine reset inside the load writes ROMs and tables."""
@@ -86,10 +97,11 @@ def plan_reset(vm: Vm, snapshot: Snapshot, now: Binding) -> Plan | Refusal:
         )
     resume = not (vm.state is State.PAUSED and vm.reason == "user")
     reasons = () if resume else ("it was paused by the operator and stays paused",)
-    return Plan(f"reset {vm.name} to {snapshot.name}", reset_steps(vm.uuid, snapshot, vm.has_agent, resume), reasons)
+    steps = reset_steps(vm.uuid, snapshot, after_reset(vm, snapshot), vm.has_agent, resume)
+    return Plan(f"reset {vm.name} to {snapshot.name}", steps, reasons)
 
 
-def reset_steps(uuid: str, snapshot: Snapshot, agent: bool, resume: bool) -> tuple[Step, ...]:
+def reset_steps(uuid: str, snapshot: Snapshot, record: Record, agent: bool, resume: bool) -> tuple[Step, ...]:
     """All of a reset; repeating it from any point leads to the same state, since the snapshot never changes."""
     steps: list[Step] = [
         Pause(uuid),
@@ -100,8 +112,8 @@ def reset_steps(uuid: str, snapshot: Snapshot, agent: bool, resume: bool) -> tup
         Enter(Phase.COMMITTED),
     ]
     if not resume:
-        return tuple(steps)
-    steps += [Resume(uuid), RestoreBalloon(snapshot)]
+        return (*steps, SetRecord(uuid, record))
+    steps += [Resume(uuid), RestoreBalloon(snapshot), SetRecord(uuid, record)]
     if agent:
         steps += [AwaitAgent(uuid, AGENT_SECONDS), SetClock(uuid), Reseed(uuid)]
     return tuple(steps)

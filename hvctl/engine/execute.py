@@ -99,6 +99,8 @@ class Execution:
             applied = apply(self.host, step, self.margin)
             if applied.inverse is not None:
                 self._inverses.append(applied.inverse)
+            if applied.warning:
+                self.warnings.append(applied.warning)
             self._record(step, began, "done", applied.facts)
             self.faults.point(self._kind, name, "after")
         except STEP_ERRORS as e:

@@ -3,6 +3,7 @@ and gives back its inverse, so that undoing belongs to the effect and not to the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -10,7 +11,7 @@ from typing import Any, assert_never
 from hvctl.adapters import agent as guest
 from hvctl.decide.allocate import memory_floor
 from hvctl.engine.observe import observe
-from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.errors import DeadlineError, GuestError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model import plan as p
 from hvctl.model.allocation import NicLimit
 from hvctl.model.vm import State, Vm
@@ -25,9 +26,10 @@ ADVISORY = (p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a step did: its inverse (None: nothing to undo) and facts for the journal."""
+    """What a step did: its inverse (None: nothing to undo), what the operator should know, facts for the journal."""
 
     inverse: p.Step | None = None
+    warning: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +95,7 @@ def _allocate(
     step: p.SetVcpus | p.SetCpuQuota | p.SetCpuWeight | p.SetMemory | p.SetDiskLimit | p.SetNicLimit,
     margin: int,
 ) -> Applied:
-    vm = observe(host, step.uuid)
+    vm = observe(host, step.uuid, guest=isinstance(step, p.SetVcpus))
     now = vm.allocation
     match step:
         case p.SetVcpus(uuid, count):
@@ -141,17 +143,26 @@ def _set_vcpus(host: Host, vm: Vm, count: int) -> Applied:
         online = _online(call, count)
         try:
             host.domains.set_vcpus(vm.uuid, count)
-        except HvctlError:
-            _online(call, before)
-            raise
-        return Applied(inverse, {"guest": online})
+        except GuestError as e:
+            if online is None:
+                raise
+            kept = f"offline in the guest, but still plugged ({e.message}): only a CPU quota keeps it from coming back"
+            return Applied(inverse, kept, {"guest": online, "unplugged": False})
+        return Applied(inverse, facts={"guest": online, "unplugged": True})
+    plugged = host.domains.get(vm.uuid).allocation.vcpus
     host.domains.set_vcpus(vm.uuid, count)
     try:
         online = _online_in_time(call, count)
     except GuestError:
-        host.domains.set_vcpus(vm.uuid, before)
+        _unplug_again(host, vm.uuid, plugged)
         raise
-    return Applied(inverse, {"guest": online})
+    return Applied(inverse, facts={"guest": online})
+
+
+def _unplug_again(host: Host, uuid: str, plugged: int) -> None:
+    """After a guest did not take new vCPUs: a QEMU that cannot unplug them leaves them plugged and unused."""
+    with contextlib.suppress(GuestError):
+        host.domains.set_vcpus(uuid, plugged)
 
 
 def _online(call: guest.Call, count: int) -> int | None:
@@ -190,10 +201,12 @@ def _set_memory(host: Host, vm: Vm, step: p.SetMemory, margin: int) -> Applied:
     inverse = p.SetMemory(vm.uuid, before, force=True, best_effort=True)
     reached = host.domains.set_balloon(vm.uuid, step.target)
     if reached == step.target:
-        return Applied(inverse, {"reached": reached})
+        return Applied(inverse, facts={"reached": reached})
     if step.best_effort:
         host.domains.set_balloon(vm.uuid, reached)
-        return Applied(inverse, {"reached": reached, "partial": True})
+        return Applied(
+            inverse, f"the guest gave only down to {format_size(reached)}", {"reached": reached, "partial": True}
+        )
     host.domains.set_balloon(vm.uuid, before)
     raise GuestError(
         f"the guest's balloon stopped at {format_size(reached)} on the way to {format_size(step.target)}.",

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+from hvctl.adapters import agent
+from hvctl.errors import HvctlError
 from hvctl.model.allocation import NicLimit
-from hvctl.model.vm import Vm
+from hvctl.model.vm import State, Vm
 from hvctl.ports import Host
 
-
-def observe(host: Host, ref: str) -> Vm:
-    """One VM with the bandwidth that the kernel enforces; NotFoundError."""
-    return _with_network(host, host.domains.get(ref))
+AGENT_SECONDS = 1.0
 
 
-def observe_all(host: Host) -> tuple[Vm, ...]:
-    return tuple(_with_network(host, vm) for vm in host.domains.list())
+def observe(host: Host, ref: str, *, guest: bool = False) -> Vm:
+    """One VM with the bandwidth that the kernel enforces; NotFoundError. guest: the vCPUs are those that the guest
+    says are online, which takes an answer of its agent."""
+    vm = _with_network(host, host.domains.get(ref))
+    return _with_online(vm, _online(host, vm) if guest else None)
+
+
+def observe_all(host: Host, *, guest: bool = False) -> tuple[Vm, ...]:
+    found = (_with_network(host, vm) for vm in host.domains.list())
+    return tuple(_with_online(vm, _online(host, vm) if guest else None) for vm in found)
+
+
+def promised_vcpus(vm: Vm) -> Vm:
+    """A VM with no more vCPUs than were promised, for a view that does not ask guests."""
+    return _with_online(vm, None)
+
+
+def _with_online(vm: Vm, online: int | None) -> Vm:
+    """A vCPU that QEMU cannot unplug (TCG never can) stays plugged and is offline in the guest: what a VM may use is
+    what is online. Nobody answering, the promise stands for it."""
+    plugged = vm.allocation.vcpus
+    if online is None:
+        online = vm.record.allocation.vcpus if vm.record and vm.state.active else plugged
+    return replace(vm, allocation=replace(vm.allocation, vcpus=max(1, min(plugged, online))))
+
+
+def _online(host: Host, vm: Vm) -> int | None:
+    if vm.state is not State.RUNNING or not vm.has_agent or vm.allocation.vcpus == 1:
+        return None
+    try:
+        call = partial(host.domains.agent, vm.uuid)
+        return len(agent.online_vcpus(call, AGENT_SECONDS))
+    except HvctlError:
+        return None
 
 
 def _with_network(host: Host, vm: Vm) -> Vm:

@@ -67,7 +67,7 @@ class Engine:
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
         """What change() would do now: the same decision and the same admission, no effect."""
-        vm = observe(self.host, ref) if ref else None
+        vm = observe(self.host, ref, guest=True) if ref else None
         decision = _decided(decide(vm))
         check = self._admission(vm.uuid if vm else "", decision.wanted)
         if check:
@@ -84,7 +84,7 @@ class Engine:
         uuid = ref if new else self.host.domains.get(ref).uuid
         with vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
             recover_vm(self, lock, uuid)
-            vm = None if new else observe(self.host, uuid)
+            vm = None if new else observe(self.host, uuid, guest=True)
             name = vm.name if vm else new
             decision = _decided(decide(vm))
             if not decision.plan.steps:

@@ -76,7 +76,7 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
 
 def _now(engine: Engine, uuid: str) -> Vm | None:
     try:
-        return observe(engine.host, uuid)
+        return observe(engine.host, uuid, guest=True)
     except NotFoundError:
         return None
 

@@ -29,7 +29,7 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     orphans = [o for o in engine.store.open_operations(name) if free(engine.settings.locks_dir, o.vm_uuid)]
     return drifts(
         Facts(
-            observe_all(host),
+            observe_all(host, guest=True),
             promised,
             host.network.owners(),
             host.storage.folders(),

@@ -9,7 +9,7 @@ from typing import Any
 
 from hvctl import codec
 from hvctl.decide.reset import binding_difference
-from hvctl.engine.observe import observe
+from hvctl.engine.observe import observe, promised_vcpus
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_host
 from hvctl.errors import NotFoundError
@@ -32,7 +32,7 @@ def _host(settings: Settings) -> Iterator[Host]:
 def vms(settings: Settings) -> list[dict[str, Any]]:
     """One flat row per VM, from libvirt alone: bandwidth, which costs a kernel question each, stands in show."""
     with _host(settings) as host:
-        return [_row(vm) for vm in host.domains.list()]
+        return [_row(promised_vcpus(vm)) for vm in host.domains.list()]
 
 
 def _row(vm: Vm) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _row(vm: Vm) -> dict[str, Any]:
 def vm(settings: Settings, ref: str) -> dict[str, Any]:
     """Everything observed of one VM, and what was promised to it."""
     with _host(settings) as host:
-        found = observe(host, ref)
+        found = observe(host, ref, guest=True)
         data: dict[str, Any] = codec.dump(found)
         record = data.pop("record")
         data["promised"] = record["allocation"] if record else None

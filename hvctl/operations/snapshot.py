@@ -6,7 +6,7 @@ import uuid as uuids
 from datetime import UTC, datetime
 
 from hvctl import codec
-from hvctl.decide.reset import plan_drop, plan_reset, plan_take, refuse_unready
+from hvctl.decide.reset import after_reset, plan_drop, plan_reset, plan_take, refuse_unready
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import NotFoundError
 from hvctl.model.operation import Before, Kind, Outcome
@@ -103,9 +103,12 @@ def reset(engine: Engine, ref: str, name: str, *, dry_run: bool = False, key: st
         if isinstance(plan, Refusal):
             return plan
         resumed = not (vm.state is State.PAUSED and vm.reason == "user")
+        goal = after_reset(vm, snapshot)
         return Decision(
             plan,
-            Before(vm=vm, snapshot=snapshot, was_running=resumed),
+            Before(vm=vm, goal=goal, snapshot=snapshot, was_running=resumed, holds=True),
+            goal=goal,
+            holds=True,
             result={"snapshot": name, "warmth": "warm", "process": codec.dump(snapshot.binding.process)},
         )
 

@@ -8,7 +8,7 @@ import pytest
 
 from hvctl.model.vm import VmSpec
 from hvctl.ports import Host
-from tests.contract.outside import BOTH, FakeOutside, Outside, make, unmake
+from tests.contract.outside import BOTH, FakeOutside, Outside, made
 
 
 @pytest.fixture(scope="module", params=BOTH)
@@ -16,7 +16,9 @@ def outside(
     request: pytest.FixtureRequest, scrubbed_environment: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Outside]:
     if request.param == "fake":
-        yield FakeOutside(tmp_path_factory.mktemp("fake"))
+        fake = FakeOutside(tmp_path_factory.mktemp("fake"))
+        yield fake
+        fake.check_nothing_left()
         return
     from tests.contract.real import real_outside
 
@@ -32,15 +34,13 @@ def host(outside: Outside) -> Host:
 @pytest.fixture(scope="module")
 def running(outside: Outside) -> Iterator[str]:
     """A booted VM that the tests of a module share: each leaves it running as it found it."""
-    vm = make(outside, outside.spec(), start=True)
-    yield vm
-    unmake(outside, vm)
+    with made(outside, outside.spec(), start=True) as vm:
+        yield vm
 
 
 @pytest.fixture
 def defined(outside: Outside) -> Iterator[VmSpec]:
     """A VM that is off."""
     spec = outside.spec()
-    make(outside, spec)
-    yield spec
-    unmake(outside, spec.uuid)
+    with made(outside, spec):
+        yield spec

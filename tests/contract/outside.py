@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -70,24 +71,30 @@ class Outside(Protocol):
         ...
 
 
-def make(outside: Outside, spec: VmSpec, *, start: bool = False) -> str:
-    outside.host.storage.make_disks(spec)
-    outside.host.domains.define(spec)
-    if start:
-        outside.host.domains.start(spec.uuid)
-        outside.await_guest(spec.uuid)
-    return spec.uuid
+@contextmanager
+def made(outside: Outside, spec: VmSpec, *, start: bool = False) -> Iterator[str]:
+    """A VM, booted if asked; whatever becomes of it, nothing of it is left."""
+    try:
+        outside.host.storage.make_disks(spec)
+        outside.host.domains.define(spec)
+        if start:
+            outside.host.domains.start(spec.uuid)
+            outside.await_guest(spec.uuid)
+        yield spec.uuid
+    finally:
+        _unmake(outside.host, spec.uuid)
 
 
-def unmake(outside: Outside, vm: str) -> None:
-    host = outside.host
-    found = next((v for v in host.domains.list() if v.uuid == vm), None)
-    for snapshot in host.machine.snapshots(vm):
-        host.machine.drop(found if found and found.state.active else None, snapshot)
-    host.domains.destroy(vm)
-    host.network.clear(vm)
-    host.domains.undefine(vm)
-    host.storage.remove(vm)
+def _unmake(host: Host, vm: str) -> None:
+    """Each step is tried, whatever becomes of those before it."""
+    with ExitStack() as steps:
+        steps.callback(host.storage.remove, vm)
+        steps.callback(host.domains.undefine, vm)
+        steps.callback(host.network.clear, vm)
+        steps.callback(host.domains.destroy, vm)
+        found = next((v for v in host.domains.list() if v.uuid == vm and v.state.active), None)
+        for snapshot in host.machine.snapshots(vm):
+            steps.callback(host.machine.drop, found, snapshot)
 
 
 def numbered_snapshot(host: Host, vm: Vm, name: str, folder: Path) -> Snapshot:
@@ -116,6 +123,10 @@ class FakeOutside:
     def __init__(self, folder: Path) -> None:
         self.world = FakeWorld(folder / "state.json")
         self.host = open_fake(self.world.uri)
+
+    def check_nothing_left(self) -> None:
+        left = self.world.read()
+        assert (left.vms, left.files, left.folders, left.taps, left.ifbs) == ({}, {}, {}, {}, {})
 
     def spec(self) -> VmSpec:
         number, id = next_number(), str(uuid.uuid4())

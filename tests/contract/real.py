@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hvctl.adapters import imagestore, process
@@ -25,6 +25,7 @@ from hvctl.settings import Settings
 from tests.contract.outside import MIB, next_number, numbered_snapshot
 
 GUEST_SECONDS = 60.0
+NAMES = f"contract-{os.getpid()}-"
 MARKS = {"ram": "/run/mark", "disk": "/data/mark"}
 
 
@@ -40,7 +41,7 @@ class RealOutside:
         folder = self._settings.vms_dir / id
         return VmSpec(
             uuid=id,
-            name=f"contract-{os.getpid()}-{next_number()}",
+            name=f"{NAMES}{next_number()}",
             image=self._image.name,
             accel=Accel.TCG,
             vcpus=1,
@@ -79,7 +80,7 @@ class RealOutside:
     def kill(self, vm: Vm) -> None:
         assert vm.process is not None
         os.kill(vm.process.pid, signal.SIGKILL)
-        await_true(lambda: self.host.domains.get(vm.uuid).process is None, "libvirt sees that QEMU is gone")
+        await_true(lambda: not self.host.domains.get(vm.uuid).state.active, "libvirt sees that QEMU is gone")
 
     def alive(self, vm: Vm) -> bool:
         return vm.process is not None and process.start_time(vm.process.pid) == vm.process.start_time
@@ -120,24 +121,28 @@ def await_true(holds: Callable[[], bool], what: str) -> None:
 @contextmanager
 def real_outside() -> Iterator[RealOutside]:
     """Everything it made is gone at the end, and it says so if something is left."""
-    state = Path(tempfile.mkdtemp(prefix="hvctl-contract-", dir="/var/tmp"))
-    ram = Path(tempfile.mkdtemp(prefix="hvctl-contract-", dir="/dev/shm"))
-    for folder in (state, ram):
-        folder.chmod(0o711)  # QEMU, another user, passes through
-    settings = Settings(state_dir=str(state), run_dir=str(state / "run"), ram_dir=str(ram))
-    bridge = f"hvcb{os.getpid()}"
-    ours = f"contract-{os.getpid()}-"
-    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
-    subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
-    host = open_host(settings)
-    try:
-        yield RealOutside(host, settings, imagestore.find(Settings(), "micro"), bridge)
-        left = [vm.name for vm in host.domains.list() if vm.name.startswith(ours)]
+    with ExitStack() as made:
+        settings = Settings(state_dir=_folder(made, "/var/tmp"), ram_dir=_folder(made, "/dev/shm"))
+        host = open_host(settings)
+        made.callback(host.domains.close)
+        yield RealOutside(host, settings, imagestore.find(Settings(), "micro"), _bridge(made))
+        left = [vm.name for vm in host.domains.list() if vm.name.startswith(NAMES)]
         left += [str(p) for p in settings.snapshots_dir.rglob("*")]
         left += list(host.storage.folders())
-    finally:
-        host.domains.close()
-        subprocess.run(["ip", "link", "del", bridge], check=True)
-        shutil.rmtree(state)
-        shutil.rmtree(ram)
-    assert left == []
+        assert left == [], left
+
+
+def _folder(made: ExitStack, parent: str) -> str:
+    folder = Path(tempfile.mkdtemp(prefix="hvctl-contract-", dir=parent))
+    made.callback(shutil.rmtree, folder)
+    folder.chmod(0o711)  # QEMU, another user, passes through
+    return str(folder)
+
+
+def _bridge(made: ExitStack) -> str:
+    """One without an address: the guests' packets stay on it."""
+    bridge = f"hvcb{os.getpid()}"
+    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+    made.callback(subprocess.run, ["ip", "link", "del", bridge], check=True)
+    subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
+    return bridge

@@ -147,7 +147,7 @@ CASES = {
         Case(
             "reset",
             ("reset", "a", "--to", "s"),
-            ("pause", "restore_ram", "load_state", "resume", "restore_balloon", "await_agent", "set_clock", "reseed"),
+            ("pause", "restore_ram", "load_state", "resume", "restore_balloon", "set_record", "await_agent", "set_clock", "reseed"),
             _taken,
             _reset,
             ("touching", "committed"),

@@ -103,12 +103,12 @@ def running_guest(bridge: str) -> Iterator[tuple[str, str]]:
         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
       </devices>
     </domain>"""
-    subprocess.run(["virsh", "create", "/dev/stdin"], input=xml, text=True, check=True, capture_output=True)
     try:
+        subprocess.run(["virsh", "create", "/dev/stdin"], input=xml, text=True, check=True, capture_output=True)
         listed = run("virsh", "domiflist", identity)
         yield identity, next(line.split()[0] for line in listed.splitlines() if MAC in line)
     finally:
-        run("virsh", "destroy", identity)
+        subprocess.run(["virsh", "destroy", identity], check=False, capture_output=True)
 
 
 def wait_for_agent(guest: Guest, seconds: float = 60) -> None:

@@ -69,8 +69,10 @@ def test_probes_close_what_they_open() -> None:
 
 def test_libvirt_and_qemu_tell_the_same_version(settings: Settings) -> None:
     libvirt, qemu = hypervisor.libvirt(settings), hypervisor.qemu()
-    assert libvirt.status is Health.OK
-    assert qemu.detail.split()[1] in libvirt.detail
+    assert qemu.status is Health.OK
+    assert libvirt.status in (Health.OK, Health.DEGRADED)
+    # libvirt may not know its QEMU for a moment while it asks it again.
+    assert (qemu.detail.split()[1] in libvirt.detail) is (libvirt.status is Health.OK)
 
 
 def test_the_trackers_tell_the_truth_about_this_kernel() -> None:

@@ -410,6 +410,10 @@ def test_a_busy_kernel_is_asked_again_and_not_for_ever() -> None:
     with pytest.raises(netlink.NetlinkError):
         netlink._ask(flaky)
     assert len(answers) == 2
+    answers[:] = [17, None]
+    with pytest.raises(netlink.NetlinkError):
+        netlink._ask(flaky)
+    assert answers == [None]
 
 
 def test_a_namespace_that_does_not_exist_is_not_made() -> None:

@@ -66,6 +66,30 @@ def test_a_killed_writer_leaves_what_it_said_was_done(world: FakeWorld) -> None:
     assert {p.name for p in world.path.parent.iterdir()} <= {"state.json", "state.json.lock", "state.json.new"}
 
 
+HALF_WRITER = """
+import resource, signal, sys
+from hvctl.adapters.fake import open_fake
+host = open_fake(sys.argv[1])
+vm = host.domains.get("victim").uuid
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+host.domains.set_cpu_quota(vm, 77)
+"""
+
+
+def test_a_writer_killed_in_the_middle_of_the_file_changed_nothing(world: FakeWorld) -> None:
+    """The kernel ends it when the file it writes reaches a size."""
+    world.add_vm("victim")
+    before = world.read()
+    for limit in (1, world.path.stat().st_size // 2):
+        done = subprocess.run([sys.executable, "-c", HALF_WRITER, world.uri, str(limit)], check=False)
+        assert done.returncode == -signal.SIGXFSZ
+        assert world.read() == before
+    open_fake(world.uri).domains.set_cpu_quota(next(iter(before.vms)), 77)
+    assert world.vm("victim").allocation.cpu_quota == 77
+
+
 def test_no_change_of_many_writers_is_lost(world: FakeWorld) -> None:
     def work(number: int) -> None:
         host = open_fake(world.uri)

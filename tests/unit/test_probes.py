@@ -35,6 +35,7 @@ from hvctl.adapters.store import Store
 from hvctl.errors import NotFoundError, UnreachableError
 from hvctl.model.allocation import Allocation
 from hvctl.model.finding import Finding, Health, ok
+from hvctl.model.host import HostFacts
 from hvctl.model.image import Image
 from hvctl.model.vm import Accel, State, Vm
 from hvctl.settings import Settings
@@ -116,6 +117,13 @@ def test_libvirt_that_does_not_answer_fails_with_libvirts_own_remedy(settings: S
     found = hypervisor.libvirt(settings, nobody)  # type: ignore[arg-type]
     assert wrong(found, Health.FAILING) == "libvirt does not answer"
     assert found.fixable
+
+
+def test_a_libvirt_that_does_not_know_its_qemu_is_degraded(settings: Settings) -> None:
+    facts = HostFacts("h", "qemu:///system", 1, 1, "7.2.22", "9.0.0", "b", 1, 1, 1)
+    assert hypervisor.libvirt(settings, lambda _: facts).status is Health.OK
+    unknown = replace(facts, hypervisor_version="unknown")
+    assert "9.0.0" in wrong(hypervisor.libvirt(settings, lambda _: unknown), Health.DEGRADED)
 
 
 def qmp_script(path: Path, commands: set[str], capability: str) -> str:

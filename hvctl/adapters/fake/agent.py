@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import base64
+import time
 from typing import Any
 
 from hvctl.adapters.fake import life

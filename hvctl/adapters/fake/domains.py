@@ -11,7 +11,7 @@ from hvctl.adapters.fake import agent, life
 from hvctl.adapters.fake.document import document, redefine
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import FakeVm, World
-from hvctl.errors import GuestError, NotFoundError, RefusedError, UnreachableError
+from hvctl.errors import GuestError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, Disk, Nic, State, Vm, VmSpec
@@ -189,7 +189,7 @@ class FakeDomains:
         with self._call("set_disk_limit", uuid) as world:
             vm = world.vm(uuid)
             if all(d.target != limit.target for d in vm.disks):
-                raise NotFoundError(f"{vm.name} has no disk {limit.target}.", f"hvctl vm show {vm.name}")
+                raise RefusedError(f"{vm.name} has no disk {limit.target}.", f"hvctl vm show {vm.name}")
             limits = (limit if d.target == limit.target else vm.allocation.disk(d.target) for d in vm.disks)
             set_allocation(vm, disks=tuple(limits))
 

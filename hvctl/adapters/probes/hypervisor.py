@@ -38,6 +38,9 @@ def libvirt(settings: Settings, facts: Callable[[Settings], HostFacts] = _facts)
     except HvctlError as e:
         remedy = e.hint or "hvctl host prepare --yes"
         return failing("libvirt", e.message.removesuffix("."), "everything", remedy, fixable="host prepare" in remedy)
+    if not host.hypervisor_version[:1].isdigit():
+        detail = f"libvirt {host.libvirt_version} answers at {host.uri} and does not tell the version of its QEMU"
+        return degraded("libvirt", detail, "starting VMs, if libvirt cannot ask QEMU", "virsh version")
     return ok("libvirt", f"libvirt {host.libvirt_version} with QEMU {host.hypervisor_version} answers at {host.uri}")
 
 
