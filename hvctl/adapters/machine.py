@@ -25,7 +25,6 @@ from hvctl.settings import Settings
 # A state load flushes every disk, so a slow disk under load decides; the guest is paused meanwhile.
 JOB_SECONDS: Final = 60.0
 BALLOON_SECONDS: Final = 5.0
-BALLOON_NUDGE: Final = 1 << 20
 # Virtual size of the image for device state; the state itself lies behind it and may be larger.
 VMSTATE_SIZE: Final = 1 << 20
 # What QEMU calls a guest that does not run and is whole: paused, or left so by a save or load that was interrupted.
@@ -124,12 +123,11 @@ class QemuMachine:
         with self._session(vm) as qmp:
             # The balloon's size is device state: after a load it is the snapshot's, unless the guest moved on.
             if qmp.execute("query-balloon")["actual"] == wanted:
-                if vm.allocation.memory == wanted:
-                    return
-                # libvirt believes the size of before: it learns of one only by the driver's event, and a load sends
-                # none. A small move makes one.
-                _move_balloon(qmp, wanted - BALLOON_NUDGE)
-            if not _move_balloon(qmp, wanted):
+                return
+            qmp.execute("balloon", {"value": wanted})
+            if not qmp.until(
+                "BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS
+            ):
                 raise DeadlineError(
                     f"the balloon of {vm.name} did not reach the snapshot's {wanted} bytes"
                     f" within {BALLOON_SECONDS:g} s.",
@@ -224,11 +222,6 @@ def _running(vm: Vm) -> tuple[Process, str]:
     if vm.process is None or vm.ram_path is None:
         raise RefusedError(f"{vm.name} has no QEMU process with RAM in a shared file.", f"hvctl vm show {vm.name}")
     return vm.process, vm.ram_path
-
-
-def _move_balloon(qmp: Qmp, target: int) -> bool:
-    qmp.execute("balloon", {"value": target})
-    return qmp.until("BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == target, BALLOON_SECONDS)
 
 
 def _state_job(qmp: Qmp, job: Job, snapshot: Snapshot) -> None:

@@ -347,18 +347,27 @@ def test_a_stopped_qemu_is_a_deadline_not_a_hang(outside: RealOutside, machine: 
 
 
 def test_the_balloon_of_the_snapshot_comes_back(outside: RealOutside, machine: QemuMachine, vm: Vm) -> None:
+    """The state load does it, and a guest that moved on meanwhile is asked."""
     outside.await_guest(vm.uuid)
-    size = outside.host.domains.balloon(vm.uuid).actual
-    with taken(outside, machine, vm) as snapshot:
-        assert snapshot.balloon == size
-        less = outside.host.domains.set_balloon(vm.uuid, size - (32 << 20))
-        await_true(lambda: outside.host.domains.get(vm.uuid).allocation.memory == less < size, "libvirt knows it")
+    domains = outside.host.domains
+
+    def both_know(size: int) -> bool:
+        return domains.balloon(vm.uuid).actual == size == domains.get(vm.uuid).allocation.memory
+
+    # A guest that has just booted is still being brought down to its size.
+    await_true(lambda: both_know(outside.spec().memory), "the guest has its size")
+    domains.set_balloon(vm.uuid, vm.max_memory)
+    await_true(lambda: both_know(vm.max_memory), "the balloon is empty")
+    with taken(outside, machine, domains.get(vm.uuid)) as snapshot:
+        less = domains.set_balloon(vm.uuid, snapshot.balloon - (32 << 20))
+        await_true(lambda: both_know(less), "the balloon is in use")
         with paused(outside, vm):
             reset(machine, vm, snapshot)
             assert unequal_bytes(vm, snapshot) == 0
-        # The device has the snapshot's size by the load; libvirt still believes the other one, and must not.
-        assert outside.host.domains.get(vm.uuid).allocation.memory == less
-        machine.restore_balloon(outside.host.domains.get(vm.uuid), snapshot)
-        assert ask(vm, "query-balloon")["actual"] == size
-        await_true(lambda: outside.host.domains.get(vm.uuid).allocation.memory == size, "libvirt knows the size")
-        outside.await_guest(vm.uuid)
+        machine.restore_balloon(domains.get(vm.uuid), snapshot)
+        assert both_know(snapshot.balloon)
+        domains.set_balloon(vm.uuid, less)
+        machine.restore_balloon(domains.get(vm.uuid), snapshot)
+        assert ask(vm, "query-balloon")["actual"] == snapshot.balloon
+    outside.await_guest(vm.uuid)
+    domains.set_balloon(vm.uuid, outside.spec().memory)
