@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from report import say, spread, write
+
 from hvctl.adapters.fake import FakeWorld
 from hvctl.engine import execute
 from hvctl.engine.runtime import open_engine
 from hvctl.model.allocation import Allocation, Change, Record
 from hvctl.operations.allocate import allocate
 from hvctl.settings import Settings
-from report import say, spread, write
 
 HVCTL = str(Path(sys.executable).with_name("hvctl"))
 MIB = 1 << 20
@@ -69,7 +70,7 @@ def memory(vm: str, rounds: int) -> list[dict[str, Any]]:
     for label, low in (("256mib", 1280), ("1gib", 512)):
         shrink, grow, seen = [], [], []
         for _ in range(rounds):
-            shrink.append(seconds(lambda: run(HVCTL, "allocate", vm, "--memory", f"{low}MiB")))
+            shrink.append(seconds(lambda low=low: run(HVCTL, "allocate", vm, "--memory", f"{low}MiB")))  # type: ignore[misc]
             small = guest_total(vm)
             grow.append(seconds(lambda: run(HVCTL, "allocate", vm, "--memory", "1536MiB")))
             seen.append(guest_total(vm) - small)

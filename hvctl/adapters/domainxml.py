@@ -42,8 +42,8 @@ def record_xml(record: Record) -> str:
     return etree.tostring(element, encoding="unicode")
 
 
-def build(spec: VmSpec) -> str:
-    """The document of a VM that hvctl creates.
+def build(spec: VmSpec, owner: tuple[int, int]) -> str:
+    """The document of a VM that hvctl creates; owner: uid and gid that libvirt runs QEMU as.
 
     Machine `pc`: no root ports and no AHCI, so fewer devices whose state a snapshot holds; it boots as fast as q35 (4 s
     emulated, both). Every vCPU but the first is hot-pluggable, or libvirt could not take back those there at boot.
@@ -99,6 +99,7 @@ def build(spec: VmSpec) -> str:
     _add_balloon(devices)
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
+    _add_owner(domain, owner)
     _add_monitor(domain, spec.monitor)
     etree.indent(domain, space="  ")
     return text(domain) + "\n"
@@ -229,6 +230,14 @@ def _add_balloon(devices: Any) -> None:
     balloon = etree.Element("memballoon", {"model": "virtio", "autodeflate": "off", "freePageReporting": "off"})
     _add(balloon, "stats", period="1")
     _append(devices, balloon)
+
+
+def _add_owner(domain: Any, owner: tuple[int, int]) -> None:
+    """QEMU's user as ever, and no files given to it: libvirt would make it the owner of the kernel, the initrd and the
+    base image, and for good, so that one hostile QEMU could write what every other VM boots from. The overlays are its
+    own already."""
+    label = _add(domain, "seclabel", type="static", model="dac", relabel="no")
+    _add(label, "label", "+{}:+{}".format(*owner))
 
 
 def _add_monitor(domain: Any, path: str) -> None:

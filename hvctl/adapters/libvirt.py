@@ -83,9 +83,7 @@ class LibvirtDomains:
             version = "unknown"
 
         def look(connection: Any) -> HostFacts:
-            owner = process.qemu_owner() if self._connection.local else None
-            # The capabilities name it for certain, and may cost libvirt a probe of every QEMU there is: minutes.
-            uid, gid = owner or qemu_ids(connection.getCapabilities())
+            uid, gid = self._owner(connection)
             return HostFacts(
                 name=connection.getHostname(),
                 uri=self._settings.uri,
@@ -100,6 +98,12 @@ class LibvirtDomains:
             )
 
         return self._connection.call("tell the host's facts", look, seconds=_PROCESS_SECONDS)
+
+    def _owner(self, connection: Any) -> tuple[int, int]:
+        """uid and gid of QEMU. The capabilities name them for certain, and may cost libvirt a probe of every QEMU there
+        is: minutes."""
+        known = process.qemu_owner() if self._connection.local else None
+        return known or qemu_ids(connection.getCapabilities())
 
     def list(self) -> tuple[Vm, ...]:
         def look(connection: Any) -> tuple[Vm, ...]:
@@ -185,9 +189,8 @@ class LibvirtDomains:
     # --- its life
 
     def define(self, spec: VmSpec) -> None:
-        xml = domainxml.build(spec)
-
         def act(connection: Any) -> None:
+            xml = domainxml.build(spec, self._owner(connection))
             connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             connection.lookupByUUIDString(spec.uuid)
 

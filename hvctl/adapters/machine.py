@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -95,7 +96,8 @@ class QemuMachine:
                 return guestram.copy(guest, stored)
 
     def publish(self, snapshot: Snapshot) -> None:
-        snapshotfolder.publish(snapshotfolder.folder_of(self._root, snapshot), snapshot)
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        snapshotfolder.publish(folder, replace(snapshot, stored=snapshotfolder.stored(folder)))
 
     def restore_ram(self, vm: Vm, snapshot: Snapshot) -> int:
         with self._both_rams(vm, snapshot) as (guest, stored):

@@ -37,16 +37,19 @@ def folder_of(root: Path, snapshot: Snapshot) -> Path:
 
 def make(root: Path, folder: Path) -> None:
     """Make the folder and those between it and `root`; those that are there must be ours alone."""
-    root.parent.mkdir(mode=_MODE, parents=True, exist_ok=True)
     for step in (root.parent, root, folder.parent, folder):
         try:
-            step.mkdir()
-            step.chmod(_MODE)
-        except FileExistsError:
-            pass
+            if new := not os.path.lexists(step):
+                step.mkdir(parents=step == root.parent, exist_ok=True)
+            _check_ours(step)
+            step.chmod(_MODE if new else stat.S_IMODE(step.stat().st_mode) | 0o011)
         except OSError as e:
             raise RefusedError(f"{step} cannot be made: {e.strerror}.", "hvctl host prepare") from e
-        _check_ours(step)
+
+
+def stored(folder: Path) -> int:
+    """Bytes that the snapshot's files take on the host: holes take nothing."""
+    return sum(file.lstat().st_blocks * 512 for file in folder.iterdir())
 
 
 def publish(folder: Path, snapshot: Snapshot) -> None:
@@ -87,7 +90,8 @@ def published(root: Path, uuid: str | None) -> Iterator[Snapshot]:
 
 
 def _load(root: Path, manifest: Path) -> Snapshot:
-    _check_ours(manifest.parent)
+    for step in (root.parent, root, manifest.parent.parent, manifest.parent):
+        _check_ours(step)
     fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as stream:
         snapshot = codec.load_json(Snapshot, stream.read())

@@ -34,6 +34,7 @@ class FolderStorage:
         try:
             for path in (self._vms.parent, self._vms, folder):
                 path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._vms.parent.chmod(self._vms.parent.stat().st_mode | 0o011)
             for path in (self._vms, folder):
                 path.chmod(0o711)
             self._make_monitor_folder(folder / "qmp")

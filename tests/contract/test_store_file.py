@@ -82,7 +82,7 @@ def test_rows_are_durable_and_foreign_keys_hold_and_the_journal_is_not_a_wal(fil
         opened = Database(f"sqlite:///{file}")
         with opened.transaction(write=True) as connection:
             found = [connection.execute(text(f"PRAGMA {p}")).scalar() for p in ("synchronous", "foreign_keys")]
-            assert found == [2, 1]
+            assert found == [3, 1]
             assert connection.execute(text("PRAGMA journal_mode")).scalar() == "delete"
         opened.close()
         assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)

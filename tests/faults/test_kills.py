@@ -52,9 +52,19 @@ def _image(site: FakeSite) -> None:
     for name in ("kernel", "initrd"):
         (folder / name).write_text("")
     image = Image(
-        "micro", "0" * 64, str(folder / "kernel"), str(folder / "initrd"), "", None, None, None, 0,
-        "2026-01-01T00:00:00Z", 0, (DefaultDisk("data", 64 * MIB),),
-    )  # fmt: skip
+        "micro",
+        "0" * 64,
+        str(folder / "kernel"),
+        str(folder / "initrd"),
+        "",
+        None,
+        None,
+        None,
+        0,
+        "2026-01-01T00:00:00Z",
+        0,
+        (DefaultDisk("data", 64 * MIB),),
+    )
     import json
 
     (folder / "image.json").write_text(json.dumps(codec.dump(image)))
@@ -119,13 +129,32 @@ CASES = {
         Case(
             "allocate",
             ALLOCATE,
-            ("set_vcpus", "set_memory", "set_cpu_quota", "set_cpu_weight", "set_disk_limit", "set_nic_limit", "set_record"),
+            (
+                "set_vcpus",
+                "set_memory",
+                "set_cpu_quota",
+                "set_cpu_weight",
+                "set_disk_limit",
+                "set_nic_limit",
+                "set_record",
+            ),
             _vm,
             lambda site: site.world.vm("a").allocation.vcpus == 2,
         ),
-        Case("start", ("vm", "start", "a"), ("start",), lambda site: _vm(site, False),
-             lambda site: site.world.vm("a").state is State.RUNNING),
-        Case("stop", ("vm", "stop", "a"), ("shutdown", "clear_nics"), _vm, lambda site: site.world.vm("a").state is State.OFF),
+        Case(
+            "start",
+            ("vm", "start", "a"),
+            ("start",),
+            lambda site: _vm(site, False),
+            lambda site: site.world.vm("a").state is State.RUNNING,
+        ),
+        Case(
+            "stop",
+            ("vm", "stop", "a"),
+            ("shutdown", "clear_nics"),
+            _vm,
+            lambda site: site.world.vm("a").state is State.OFF,
+        ),
         Case(
             "delete",
             ("vm", "delete", "a", "--force"),
@@ -133,8 +162,14 @@ CASES = {
             _vm,
             lambda site: "a" not in _names(site),
         ),
-        Case("protect", ("vm", "protect", "a"), ("set_record",), _vm,
-             lambda site: bool(site.world.vm("a").record and site.world.vm("a").record.protected), phases=()),
+        Case(
+            "protect",
+            ("vm", "protect", "a"),
+            ("set_record",),
+            _vm,
+            lambda site: bool(site.world.vm("a").record and site.world.vm("a").record.protected),
+            phases=(),
+        ),
         Case(
             "snapshot-take",
             ("snapshot", "take", "a", "s"),
@@ -143,17 +178,33 @@ CASES = {
             lambda site: _snapshots(site) == ["s"],
             ("touching", "committed"),
         ),
-        Case("snapshot-delete", ("snapshot", "delete", "a", "s"), ("drop_snapshot",), _taken, lambda site: not _snapshots(site)),
+        Case(
+            "snapshot-delete",
+            ("snapshot", "delete", "a", "s"),
+            ("drop_snapshot",),
+            _taken,
+            lambda site: not _snapshots(site),
+        ),
         Case(
             "reset",
             ("reset", "a", "--to", "s"),
-            ("pause", "restore_ram", "load_state", "resume", "restore_balloon", "set_record", "await_agent", "set_clock", "reseed"),
+            (
+                "pause",
+                "restore_ram",
+                "load_state",
+                "resume",
+                "restore_balloon",
+                "set_record",
+                "await_agent",
+                "set_clock",
+                "reseed",
+            ),
             _taken,
             _reset,
             ("touching", "committed"),
         ),
     )
-}  # fmt: skip
+}
 POINTS = [(case.kind, point) for case in CASES.values() for point in case.points]
 
 

@@ -208,7 +208,11 @@ def test_dropping_leaves_the_process_as_it_was(outside: RealOutside, machine: Qe
 def test_a_failed_load_is_an_error_and_the_guest_stays_paused(
     outside: RealOutside, machine: QemuMachine, doomed: Vm
 ) -> None:
-    """RAM is left as the guest has it: its virtio rings do not fit the devices of the snapshot."""
+    """RAM is left as the guest has it: its virtio rings do not fit the devices of the snapshot.
+
+    The machine is dead then: a second load into it ended, once in three times, with an assertion in QEMU.
+    """
+    before = node_names(doomed)
     with taken(outside, machine, doomed) as snapshot:
         spoil(outside, doomed)
         outside.host.domains.pause(doomed.uuid)
@@ -216,22 +220,7 @@ def test_a_failed_load_is_an_error_and_the_guest_stays_paused(
             machine.load_state(doomed, snapshot)
         assert not ask(doomed, "query-status")["running"]
         assert capability_is_off(doomed)
-        # Half-loaded, it can be dropped; and a whole reset makes it right again.
-        machine.restore_ram(doomed, snapshot)
-        machine.load_state(doomed, snapshot)
-        machine.restore_ram(doomed, snapshot)
-        assert unequal_bytes(doomed, snapshot) == 0
-        outside.host.domains.resume(doomed.uuid)
-        outside.await_guest(doomed.uuid)
-
-
-def test_a_half_loaded_machine_can_be_dropped(outside: RealOutside, machine: QemuMachine, doomed: Vm) -> None:
-    before = node_names(doomed)
-    with taken(outside, machine, doomed) as snapshot:
-        spoil(outside, doomed)
-        outside.host.domains.pause(doomed.uuid)
-        with pytest.raises(GuestError):
-            machine.load_state(doomed, snapshot)
+    # Half-loaded as it is, the snapshot could be dropped.
     assert node_names(doomed) == before
     assert not Path(snapshot.folder).exists()
 

@@ -17,6 +17,7 @@ from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.vm import Accel, DiskSpec, NicSpec, VmSpec
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+QEMU = (64055, 64056)
 UUID = "6e0a1f0e-5c1b-4b7e-9b52-0d3b3b1f8a01"
 
 SPEC = VmSpec(
@@ -59,11 +60,11 @@ def lines(xml: str) -> set[str]:
 
 
 def test_a_new_vm_is_this_document() -> None:
-    golden("vm-tcg.xml", domainxml.build(SPEC))
+    golden("vm-tcg.xml", domainxml.build(SPEC, QEMU))
 
 
 def test_under_kvm_only_type_and_cpu_differ() -> None:
-    tcg, kvm = domainxml.build(SPEC), domainxml.build(replace(SPEC, accel=Accel.KVM))
+    tcg, kvm = domainxml.build(SPEC, QEMU), domainxml.build(replace(SPEC, accel=Accel.KVM), QEMU)
     assert lines(kvm) - lines(tcg) == {
         '<domain xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0" type="kvm">',
         '<cpu mode="host-passthrough"/>',
@@ -71,7 +72,7 @@ def test_under_kvm_only_type_and_cpu_differ() -> None:
 
 
 def test_a_new_vm_reads_back_as_it_was_asked_for() -> None:
-    parts = domainxml.read(domainxml.build(SPEC))
+    parts = domainxml.read(domainxml.build(SPEC, QEMU))
     assert (parts.uuid, parts.name, parts.accel) == (UUID, "web", Accel.TCG)
     assert (parts.vcpus, parts.max_vcpus, parts.memory, parts.max_memory) == (2, 4, 256 << 20, 1 << 30)
     assert [(d.target, d.name, d.path, d.format, d.writable) for d in parts.disks] == [
@@ -105,19 +106,19 @@ def test_markup_in_names_paths_and_labels_stays_data(
         disks=(DiskSpec(name, "vda", f"/{path}", 1),),
         record=record,
     )
-    xml = domainxml.build(spec)
+    xml = domainxml.build(spec, QEMU)
     parts = domainxml.read(xml)
     assert parts.name == name
     assert parts.monitor == f"/{path}"
     assert (parts.disks[0].name, parts.disks[0].path) == (name, f"/{path}")
     assert parts.record == record
-    plain = [e.tag for e in etree.fromstring(domainxml.build(replace(SPEC, disks=spec.disks)).encode()).iter()]
+    plain = [e.tag for e in etree.fromstring(domainxml.build(replace(SPEC, disks=spec.disks), QEMU).encode()).iter()]
     assert [e.tag for e in etree.fromstring(xml.encode()).iter()] == plain
 
 
 def test_characters_that_xml_cannot_hold_are_refused() -> None:
     with pytest.raises(HvctlError, match="XML cannot hold"):
-        domainxml.build(replace(SPEC, cmdline="quiet\x00"))
+        domainxml.build(replace(SPEC, cmdline="quiet\x00"), QEMU)
 
 
 # --- hostile documents
@@ -140,7 +141,7 @@ def test_documents_that_are_no_domain_or_bring_entities_are_refused(xml: str, wh
 
 
 def test_a_record_that_is_not_one_counts_as_none() -> None:
-    xml = domainxml.build(SPEC)
+    xml = domainxml.build(SPEC, QEMU)
     broken = re.sub(r"(<hvctl:vm [^>]*>)[^<]*", r"\1{&quot;allocation&quot;: 5}", xml)
     assert broken != xml
     assert domainxml.read(broken).record is None
@@ -283,6 +284,6 @@ def test_a_monitor_counts_only_if_qemu_would_open_it(arguments: list[str], path:
     ],
 )
 def test_each_thing_that_warm_resets_need_is_missed(before: str, after: str, lacks: str) -> None:
-    xml = domainxml.build(SPEC)
+    xml = domainxml.build(SPEC, QEMU)
     assert before in xml
     assert any(lacks in m for m in domainxml.missing(xml.replace(before, after)))

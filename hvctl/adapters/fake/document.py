@@ -10,6 +10,8 @@ from hvctl.adapters.fake.state import FakeVm
 from hvctl.errors import RefusedError
 from hvctl.model.vm import DiskSpec, NicSpec, VmSpec
 
+QEMU = (64055, 64055)
+
 
 def document(vm: FakeVm) -> str:
     """What redefine() was given last, else what hvctl would have defined, or a bare domain that lacks everything."""
@@ -36,7 +38,7 @@ def document(vm: FakeVm) -> str:
         nics=tuple(NicSpec(n.bridge or "", n.mac, n.tap or "") for n in vm.nics),
         record=vm.record,
     )
-    return build(spec)
+    return build(spec, QEMU)
 
 
 def redefine(vm: FakeVm, xml: str) -> None:

@@ -1,0 +1,36 @@
+"""A site of hvctl on the real host for each module, a booted VM for those that share one, and the check that every
+test leaves the host as it found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from host.outside import Guest
+from host.site import Site, real_site
+
+
+@pytest.fixture(scope="module")
+def site(scrubbed_environment: None) -> Iterator[Site]:
+    with real_site() as made:
+        yield made
+        left = {what: found for what, found in made.inventory().items() if any(found)}
+        assert left == {}, left
+
+
+@pytest.fixture(scope="module")
+def vm(site: Site) -> Iterator[Guest]:
+    """A running VM: 1 of 4 vCPUs, 256 MiB of 1 GiB, a disk `data` and a NIC."""
+    with site.created("--start") as guest:
+        yield guest
+
+
+@pytest.fixture
+def nothing_left(site: Site, request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is there after a test is what was there before it, a shared VM included."""
+    if "vm" in request.fixturenames:
+        request.getfixturevalue("vm")
+    before = site.inventory()
+    yield
+    assert site.inventory() == before
