@@ -74,20 +74,32 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+_LARGEST = 86400.0  # no wait, deadline or ratio makes sense beyond it, and `nan` is not below it either
+
+
 def _value(name: str, raw: Any, origin: str) -> Any:
     try:
-        return _PARSERS.get(name, str)(str(raw))
+        value = _PARSERS.get(name, str)(str(raw))
     except ValueError as e:
         raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number.") from e
     except UsageError as e:
         raise UsageError(f"setting {name} ({origin}): {e.message}", e.hint) from e
+    if isinstance(value, float) and not 0 <= value <= _LARGEST:
+        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number from 0 to {_LARGEST:g}.")
+    if isinstance(value, int) and not 0 <= value < 2**62:
+        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number that can be used.")
+    if name.endswith("_dir") and (not Path(value).is_absolute() or not value.isprintable()):
+        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a folder's absolute path.")
+    return value
 
 
 def _from_file(path: Path, known: set[str]) -> dict[str, tuple[Any, str]]:
     try:
         text = path.read_text()
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return {}
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path} cannot be read: {e}.") from e
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:

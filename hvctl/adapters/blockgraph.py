@@ -90,6 +90,11 @@ def overlays(blocks: Iterable[str], nodes: Iterable[str]) -> tuple[str, ...]:
     return tuple(paths[n] for n in nodes if n in paths)
 
 
+def disk_nodes(blocks: Iterable[str]) -> tuple[str, ...]:
+    """The nodes of the writable guest disks out of a fingerprint, sorted."""
+    return tuple(sorted(f[2] for f in map(shlex.split, blocks) if f[0] == "disk"))
+
+
 def read(qmp: Qmp, own_folder: Path) -> Graph:
     """The graph of a QEMU process. Nodes whose file is below `own_folder` are hvctl's."""
     nodes = [_node(n) for n in qmp.execute("query-named-block-nodes", {"flat": True})]

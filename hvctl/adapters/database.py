@@ -48,7 +48,8 @@ class Database:
             backend = parsed.get_backend_name()
         except (ArgumentError, ValueError):
             raise UsageError("the database URL cannot be read.", _URLS) from None
-        self._secrets = [str(s) for s in (parsed.password, parsed.query.get("password")) if s]
+        named = (parsed.query.get(n) for n in ("password", "sslpassword"))
+        self._secrets = [str(s) for s in (parsed.password, *named) if s]
         self.path: Path | None = None
         options: dict[str, Any] = {
             "hide_parameters": True,

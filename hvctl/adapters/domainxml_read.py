@@ -17,7 +17,7 @@ from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.allocation import DiskLimit, Record
 from hvctl.model.vm import Accel, Disk, Nic
 
-LIMIT = 1 << 20
+LIMIT = 4 << 20  # what libvirt carries: one domain with large metadata of somebody else must not hide all others
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 HVCTL = "urn:hvctl:vm:1"
 AGENT = "org.qemu.guest_agent.0"
@@ -281,9 +281,20 @@ def _record(root: Any) -> Record | None:
     if not found:
         return None
     try:
-        return load_json(Record, found)
+        record = load_json(Record, found)
     except HvctlError:
         return None
+    return record if _usable(record) else None
+
+
+def _usable(record: Record) -> bool:
+    """Whether everything it promises can be a promise: anybody who may edit a domain may have written it, and a
+    negative one would let the host promise more than it has."""
+    a = record.allocation
+    limits = [a.cpu_quota, a.cpu_weight]
+    limits += [v for n in a.nics for v in (n.inbound, n.outbound)]
+    limits += [v for d in a.disks for v in (d.iops, d.rate, d.iops_burst, d.rate_burst, d.burst_seconds)]
+    return 1 <= a.vcpus <= 4096 and a.memory > 0 and all(0 <= v < 2**53 for v in (a.memory, *limits) if v is not None)
 
 
 def _console(root: Any) -> str | None:

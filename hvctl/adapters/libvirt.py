@@ -114,7 +114,7 @@ class LibvirtDomains:
             for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = (stats["state.state"], stats["state.reason"])
                 try:
-                    found.append(self._vm(domain, state, domain.UUIDString() in persistent))
+                    found.append(self._seen(domain, state, domain.UUIDString() in persistent))
                 except libvirt.libvirtError as e:
                     if code_of(e) != libvirt.VIR_ERR_NO_DOMAIN:  # it may end while we look, and then it is gone
                         raise
@@ -125,9 +125,18 @@ class LibvirtDomains:
     def get(self, ref: str) -> Vm:
         def look(connection: Any) -> Vm:
             domain = _named(connection, ref)
-            return self._vm(domain, tuple(domain.state()), bool(domain.isPersistent()))
+            return self._seen(domain, tuple(domain.state()), bool(domain.isPersistent()))
 
         return self._connection.call(f"look at {clean(ref, 80)}", look)
+
+    def _seen(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
+        """The VM, looked at again if its process ended while it was being looked at."""
+        try:
+            return self._vm(domain, state, persistent)
+        except libvirt.libvirtError as e:
+            if code_of(e) != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
+            return self._vm(domain, tuple(domain.state()), persistent)
 
     def _vm(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
         now, reasons = _STATES.get(state[0], (State.OFF, ("unknown",)))

@@ -27,6 +27,8 @@ _DENIED = {
     libvirt.VIR_ERR_AUTH_FAILED,
     libvirt.VIR_ERR_AUTH_UNAVAILABLE,
 }
+# Where access is decided: a host without polkit's bus denies everybody but root there.
+_DENIERS = {libvirt.VIR_FROM_ACCESS, libvirt.VIR_FROM_AUTH, libvirt.VIR_FROM_DBUS, libvirt.VIR_FROM_POLKIT}
 _NO_CONNECTION = {
     libvirt.VIR_ERR_INVALID_CONN,
     libvirt.VIR_ERR_NO_CONNECT,
@@ -116,7 +118,7 @@ def translate(error: libvirt.libvirtError, uri: str, what: str) -> HvctlError:
         return NotFoundError(f"libvirt could not {what}: there is no such VM.", "hvctl vm list shows the VMs there are")
     transport = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
     local = urlsplit(uri).hostname is None
-    if code in _DENIED:
+    if code in _DENIED or error.get_error_domain() in _DENIERS:
         hint = "run as root or as a member of the group libvirt" if local else f"check your access to {uri}"
         return UnreachableError(f"libvirt at {uri} denies access: {text}.", hint)
     if code in _NO_CONNECTION or (code in (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR) and transport):

@@ -17,7 +17,7 @@ from hvctl.adapters import blockgraph, devicetree, guestram, qemuimg, snapshotfo
 from hvctl.adapters.blockgraph import Graph
 from hvctl.adapters.processhold import held
 from hvctl.adapters.qmp import Job, Qmp
-from hvctl.errors import DeadlineError, RefusedError, UnreachableError
+from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Snapshot
 from hvctl.model.vm import Process, Vm
@@ -69,16 +69,24 @@ class QemuMachine:
             if snapshot.vmstate_node in graph.own:
                 return
             snapshotfolder.make(self._root, folder)
-            image = folder / snapshotfolder.VMSTATE
-            guestram.wipe(image)
-            qemuimg.create_empty(image, VMSTATE_SIZE)
-            os.chown(image, self._facts.qemu_uid, self._facts.qemu_gid, follow_symlinks=False)
-            cache = {"direct": False, "no-flush": True}
-            file = {"driver": "file", "filename": str(image), "cache": cache}
-            qmp.execute(
-                "blockdev-add",
-                {"driver": "qcow2", "node-name": snapshot.vmstate_node, "file": file, "cache": cache},
-            )
+            try:
+                self._add_vmstate(qmp, snapshot, folder / snapshotfolder.VMSTATE)
+            except (DeadlineError, UnreachableError):
+                raise
+            except (HvctlError, OSError):
+                # QEMU has not got it, and no manifest will ever name it.
+                snapshotfolder.remove(folder)
+                raise
+
+    def _add_vmstate(self, qmp: Qmp, snapshot: Snapshot, image: Path) -> None:
+        guestram.wipe(image)
+        qemuimg.create_empty(image, VMSTATE_SIZE)
+        os.chown(image, self._facts.qemu_uid, self._facts.qemu_gid, follow_symlinks=False)
+        cache = {"direct": False, "no-flush": True}
+        file = {"driver": "file", "filename": str(image), "cache": cache}
+        qmp.execute(
+            "blockdev-add", {"driver": "qcow2", "node-name": snapshot.vmstate_node, "file": file, "cache": cache}
+        )
 
     def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._paused(vm, snapshot) as (qmp, graph):

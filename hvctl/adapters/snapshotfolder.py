@@ -16,6 +16,7 @@ from typing import Final
 
 from hvctl import codec
 from hvctl.adapters.atomicfile import replace_file
+from hvctl.adapters.blockgraph import disk_nodes
 from hvctl.adapters.guestram import wipe
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.snapshot import Snapshot
@@ -80,11 +81,12 @@ def remove(folder: Path) -> None:
 
 
 def published(root: Path, uuid: str | None) -> Iterator[Snapshot]:
-    """Snapshots with a sound manifest, of one VM or of all; damaged ones are left out."""
+    """Whole snapshots with a sound manifest, of one VM or of all; damaged ones are left out, so that nobody pauses a
+    guest for them."""
     for manifest in root.glob(f"{uuid or '*'}/*/{MANIFEST}"):
         try:
             snapshot = _load(root, manifest)
-        except (HvctlError, OSError):
+        except (HvctlError, OSError, ValueError, IndexError):
             continue
         yield snapshot
 
@@ -97,7 +99,22 @@ def _load(root: Path, manifest: Path) -> Snapshot:
         snapshot = codec.load_json(Snapshot, stream.read())
     if folder_of(root, snapshot) != manifest.parent:
         raise RefusedError(f"{manifest} is of another snapshot.")
+    _check_whole(manifest.parent, snapshot)
     return snapshot
+
+
+def _check_whole(folder: Path, snapshot: Snapshot) -> None:
+    """What a reset would find out only after it paused the guest, or not at all: a node that the manifest leaves out
+    would keep its disk as it is under RAM of another time."""
+    ram, vmstate = (folder / RAM).lstat(), (folder / VMSTATE).lstat()
+    names = (snapshot.tag, snapshot.vmstate_node)
+    if (
+        not (stat.S_ISREG(ram.st_mode) and stat.S_ISREG(vmstate.st_mode))
+        or ram.st_size != snapshot.ram_size
+        or names != (f"hvctl-{snapshot.id}", f"hvctl-{snapshot.id[:8]}")
+        or tuple(sorted(snapshot.nodes)) != disk_nodes(snapshot.binding.blocks)
+    ):
+        raise RefusedError(f"snapshot {snapshot.name} is damaged.", "take a new one")
 
 
 def _check_ours(folder: Path) -> None:

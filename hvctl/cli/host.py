@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -115,7 +116,8 @@ def show(context: typer.Context) -> None:
 
 def _shown(name: str, value: Any) -> Any:
     """The value, without the password that a database URL may carry."""
-    if name == "database_url" and "@" in str(value):
-        scheme, _, rest = str(value).partition("://")
-        return f"{scheme}://…@{rest.rpartition('@')[2]}"
-    return value
+    if name != "database_url" or not value or str(value).startswith("sqlite:///"):
+        return value
+    # What is not surely the host and the name is not shown: a password may hold any character, or stand in the query.
+    clear = re.fullmatch(r"([a-z0-9+]+)://(?:[^/?#@]*@)?([^/?#@]*/[^/?#@]*)(?:\?[^/#@]*)?", str(value))
+    return f"{clear[1]}://…@{clear[2]}" if clear else "…"

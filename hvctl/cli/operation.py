@@ -33,7 +33,7 @@ def list_(
     context: typer.Context,
     vm: Annotated[str | None, typer.Option(metavar="VM", help="Only of this VM.", autocompletion=vm_names)] = None,
     state: Annotated[OpState | None, typer.Option(help="Only in this state.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="How many, newest first.")] = 50,
 ) -> None:
     """List operations, newest first."""
     from hvctl.operations import journal
@@ -44,7 +44,7 @@ def list_(
 
 
 @app.command()
-def show(context: typer.Context, number: Annotated[int, typer.Argument(metavar="ID")]) -> None:
+def show(context: typer.Context, number: Annotated[int, typer.Argument(metavar="ID", min=0, max=2**63 - 1)]) -> None:
     """Show one operation: request, steps with their times, result and reason."""
     from hvctl.operations import journal
 

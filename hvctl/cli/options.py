@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from hvctl.cli.complete import image_names, snapshot_names, vm_names
-from hvctl.errors import Exit
+from hvctl.errors import Exit, UsageError
 from hvctl.model.operation import Outcome
+
+LONGEST = 86400.0
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help="A VM by name or UUID.", autocompletion=vm_names)]
 SnapshotName = Annotated[
@@ -17,6 +19,13 @@ SnapshotName = Annotated[
 ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="micro or debian.", autocompletion=image_names)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 ExitCode = Annotated[bool, typer.Option("--exit-code", help="With --dry-run: exit 10 if something would change.")]
+
+
+def bounded(seconds: float) -> float:
+    """The callback of options in seconds: neither infinite nor `nan`, which no comparison finds."""
+    if not 0.1 <= seconds <= LONGEST:
+        raise UsageError(f"{seconds:g} s is not a time to wait.", f"write 0.1 to {LONGEST:g}")
+    return seconds
 
 
 def pending(result: Outcome, exit_code: bool) -> None:

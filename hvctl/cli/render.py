@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from hvctl.model.operation import Outcome
 from hvctl.units import format_seconds
 
 SCHEMA_VERSION = 1
+# C1 controls and what turns text around or hides in it: JSON itself escapes only what is below the space.
+_UNSEEN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,10 @@ def _document(document: Mapping[str, Any], form: Format) -> None:
     if form is Format.YAML:
         import yaml
 
-        yaml.safe_dump(whole, sys.stdout, sort_keys=False, allow_unicode=True)
+        # Without allow_unicode everything that a terminal could act on is an escape, and so are other letters.
+        yaml.safe_dump(whole, sys.stdout, sort_keys=False, allow_unicode=False)
     else:
-        json.dump(whole, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        sys.stdout.write(_UNSEEN.sub(_escaped, json.dumps(whole, indent=2, ensure_ascii=False)) + "\n")
 
 
 def rows(context: Globals, name: str, data: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
@@ -63,13 +68,24 @@ def rows(context: Globals, name: str, data: Sequence[Mapping[str, Any]], columns
 
 
 def _flat(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
     return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """The same character in JSON: unprintable ones occur inside of strings only."""
+    units = match[0].encode("utf-16-be", errors="surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     from rich.cells import cell_len
 
-    cells = [list(headings), *([printable(c).replace("\n", "\\n") for c in line] for line in lines)]
+    cells = [
+        list(headings),
+        *([printable(c).replace("\n", "\\n").replace("\t", "\\t") for c in line] for line in lines),
+    ]
     widths = [max(cell_len(line[i]) for line in cells) for i in range(len(headings))]
     for line in cells:
         padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))

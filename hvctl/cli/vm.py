@@ -9,10 +9,13 @@ import typer
 
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
-from hvctl.cli.options import DryRun, ExitCode, VmName, pending
+from hvctl.cli.options import DryRun, ExitCode, VmName, bounded, pending
 from hvctl.cli.render import Column
 from hvctl.errors import RefusedError, UsageError
 from hvctl.units import format_rate, format_size, parse_size
+
+# libvirt carries requests of 4 MiB, and base64 takes a third more than the bytes.
+STDIN_LIMIT = 2 << 20
 
 app = typer.Typer(help="Virtual machines: create, list, start, stop, delete, exec and more.", no_args_is_help=True)
 
@@ -172,7 +175,7 @@ def stop(
     context: typer.Context,
     vm: VmName,
     force: Annotated[bool, typer.Option("--force", help="End the QEMU process instead of asking the guest.")] = False,
-    seconds: Annotated[float, typer.Option(metavar="N", min=0.1, help="How long the guest may take.")] = 30.0,
+    seconds: Annotated[float, typer.Option(metavar="N", callback=bounded, help="How long the guest may take.")] = 30.0,
     dry_run: DryRun = False,
     exit_code: ExitCode = False,
 ) -> None:
@@ -209,7 +212,7 @@ def exec_(
     context: typer.Context,
     vm: VmName,
     command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long it may run.")] = 60.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", callback=bounded, help="How long it may run.")] = 60.0,
     max_output: Annotated[str, typer.Option(metavar="SIZE", help="How much of each stream is kept.")] = "1MiB",
     stdin: Annotated[bool, typer.Option("--stdin", help="Give it this command's standard input.")] = False,
 ) -> None:
@@ -218,7 +221,9 @@ def exec_(
 
     options = globals_of(context)
     limit = parse_size(max_output)
-    data = sys.stdin.buffer.read() if stdin else b""
+    data = sys.stdin.buffer.read(STDIN_LIMIT + 1) if stdin else b""
+    if len(data) > STDIN_LIMIT:
+        raise UsageError(f"standard input has more than {format_size(STDIN_LIMIT)}.", "copy large data over a network")
     with options.engine() as engine:
         result = verbs.run(engine, vm, command, data, timeout, limit)
     if options.format is Format.TABLE:

@@ -69,6 +69,21 @@ def goal_of(vm: Vm, change: Change) -> Allocation | Refusal:
     return Allocation(vcpus, memory, quota, weight, nics, disks)
 
 
+def promised_after(vm: Vm, change: Change) -> Allocation | Refusal:
+    """What is promised once the change is made. What it does not name stays promised as it was, whatever is in force
+    now: a balloon on its way, or a limit that somebody else moved, does not become a promise."""
+    return goal_of(vm if vm.record is None else replace(vm, allocation=vm.record.allocation), change)
+
+
+def with_parts(now: Allocation, source: Allocation, other: Allocation) -> Allocation:
+    """`now` with those parts taken from `source` in which `source` and `other` differ."""
+    names = ("vcpus", "memory", "cpu_quota", "cpu_weight")
+    parts = {n: getattr(source, n) for n in names if getattr(source, n) != getattr(other, n)}
+    nics = tuple(source.nic(n.mac) if source.nic(n.mac) != other.nic(n.mac) else n for n in now.nics)
+    disks = tuple(source.disk(d.target) if source.disk(d.target) != other.disk(d.target) else d for d in now.disks)
+    return replace(now, nics=nics, disks=disks, **parts)
+
+
 def _merged(limit: NicLimit | DiskLimit, change: NicChange | DiskChange, names: Iterable[str]) -> dict[str, int | None]:
     asked = {name: getattr(change, name) for name in names}
     return {name: getattr(limit, name) if value is KEEP else value for name, value in asked.items()}

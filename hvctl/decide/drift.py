@@ -75,8 +75,9 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
 def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None) -> list[Drift]:
     found: list[Drift] = []
     record = vm.record
-    if record is not None and vm.state in (State.RUNNING, State.PAUSED) and vm.allocation != record.allocation:
-        detail = f"promised and in force differ: {'; '.join(_differences(record.allocation, vm.allocation))}"
+    differing = _differences(record.allocation, vm.allocation) if record else []
+    if differing and vm.state in (State.RUNNING, State.PAUSED):
+        detail = f"promised and in force differ: {'; '.join(differing)}"
         found.append(Drift(vm.uuid, vm.name, detail, "hvctl doctor --fix", Mend.REALLOCATE))
     stored = promise[1] if promise else None
     if record is not None and stored != record:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from hvctl.decide.allocate import plan_allocation
+from hvctl.decide.allocate import plan_allocation, with_parts
 from hvctl.decide.reset import binding_difference, reset_steps
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.plan import (
@@ -118,18 +118,22 @@ def _allocate(phase: Phase, before: Before, now: Vm | None) -> Answer:
     """All new, or all old: decided by what is observed, not by how far the dead owner thought it was."""
     if phase is Phase.BEGUN:
         return Answer(OpState.UNDONE, reason="nothing was changed")
-    if now is None or before.vm is None or before.goal is None:
+    if now is None or before.vm is None:
         return Answer(OpState.FAILED, reason="the VM is gone")
-    if now.record == before.goal and now.allocation == before.goal.allocation:
+    wanted = before.wanted or before.vm.allocation
+    if now.record == before.goal and with_parts(now.allocation, wanted, before.vm.allocation) == now.allocation:
         return Answer(OpState.DONE, reason="all of it was in place", goal_holds=True)
     old = before.vm
     if now.state is State.OFF and old.state is not State.OFF:
         # A guest that went off took its live limits with it; what starts it again is the definition.
         now = replace(now, allocation=replace(now.allocation, nics=old.allocation.nics))
-    plan = plan_allocation(now, old.allocation, old.record, None, margin=0, force=True)
+    back = with_parts(now.allocation, old.allocation, wanted)
+    plan = plan_allocation(now, back, old.record, None, margin=0, force=True)
     if isinstance(plan, Refusal):
         return Answer(OpState.FAILED, reason=plan.message)
     steps = tuple(replace(s, best_effort=True) if isinstance(s, SetMemory) else s for s in plan.effects)
+    if old.record is None and now.record is not None:
+        steps += (SetRecord(now.uuid, None),)
     return Answer(OpState.UNDONE, steps, "everything is as before")
 
 

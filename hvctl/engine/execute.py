@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hvctl.engine.faults import Faults
 from hvctl.engine.hands import ADVISORY, apply
 from hvctl.engine.lock import VmLock
 from hvctl.errors import BusyError, DeadlineError, HvctlError, UnreachableError
 from hvctl.model.operation import Kind, Phase, StepRecord
-from hvctl.model.plan import Enter, LoadState, Plan, Step, step_detail, step_name
+from hvctl.model.plan import Enter, LoadState, Plan, SetRecord, Step, step_detail, step_name
 from hvctl.ports import Host
 
 Progress = Callable[[str], None]
 UNKNOWN = (DeadlineError, UnreachableError, BusyError)
+# What these have done cannot be taken back: once one of their steps is done, recovery finishes them.
+FORWARD = (Kind.STOP, Kind.DELETE, Kind.SNAPSHOT_DELETE)
 STEP_ERRORS = (HvctlError, OSError)
 
 
@@ -48,7 +50,9 @@ class StepError(Exception):
 
 @dataclass
 class Execution:
-    """One run of a plan's steps: what went, how long it took, and how to take it back."""
+    """One run of a plan's steps: what went, how long it took, and how to take it back.
+
+    kept_memory: bytes that the guest stopped at when a partial result is kept; then that is what is promised."""
 
     host: Host
     lock: VmLock
@@ -61,6 +65,7 @@ class Execution:
     phase: Phase = Phase.BEGUN
     records: list[StepRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    kept_memory: int | None = None
     _inverses: list[Step] = field(default_factory=list)
 
     def run(self, plan: Plan | Sequence[Step]) -> None:
@@ -91,6 +96,8 @@ class Execution:
         return f"recover-{self.kind.value}" if self.recovering else self.kind.value
 
     def _one(self, step: Step) -> None:
+        if isinstance(step, SetRecord) and step.record and self.kept_memory is not None:
+            step = replace(step, record=step.record.with_memory(self.kept_memory))
         name = step_name(step)
         self.progress(f"{name.replace('_', ' ')} {step_detail(step)}".rstrip())
         began = time.monotonic()
@@ -99,6 +106,8 @@ class Execution:
             applied = apply(self.host, step, self.margin)
             if applied.inverse is not None:
                 self._inverses.append(applied.inverse)
+            if applied.facts.get("partial") and not self.recovering:
+                self.kept_memory = applied.facts["reached"]
             if applied.warning:
                 self.warnings.append(applied.warning)
             self._record(step, began, "done", applied.facts)
@@ -126,7 +135,9 @@ class Execution:
 
     @property
     def _irreversible(self) -> bool:
-        return self.kind is Kind.RESET and self.phase is Phase.TOUCHING
+        if self.recovering or self.phase is not Phase.TOUCHING:
+            return self.kind is Kind.RESET and self.phase is Phase.TOUCHING
+        return self.kind is Kind.RESET or (self.kind in FORWARD and any(r.outcome == "done" for r in self.records))
 
     def _unwind(self, error: StepError) -> None:
         while self._inverses:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from hvctl.adapters import agent as guest
 from hvctl.decide.allocate import memory_floor
 from hvctl.engine.observe import observe
-from hvctl.errors import DeadlineError, GuestError, NotFoundError, RefusedError, UnreachableError
+from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model import plan as p
 from hvctl.model.allocation import NicLimit
 from hvctl.model.vm import State, Vm
@@ -21,6 +22,7 @@ from hvctl.units import format_size
 AGENT_SECONDS = 5.0
 ONLINE_SECONDS = 10.0
 POLL_SECONDS = 0.1
+T = TypeVar("T")
 ADVISORY = (p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon)
 
 
@@ -139,28 +141,41 @@ def _set_vcpus(host: Host, vm: Vm, count: int) -> Applied:
         host.domains.set_vcpus(vm.uuid, count)
         return Applied(inverse)
     call = agent_call(host, vm.uuid)
-    if count < before:
-        online = _online(call, count)
-        try:
-            host.domains.set_vcpus(vm.uuid, count)
-        except GuestError as e:
-            if online is None:
-                raise
-            kept = f"offline in the guest, but still plugged ({e.message}): only a CPU quota keeps it from coming back"
-            return Applied(inverse, kept, {"guest": online, "unplugged": False})
-        return Applied(inverse, facts={"guest": online, "unplugged": True})
     plugged = host.domains.get(vm.uuid).allocation.vcpus
-    host.domains.set_vcpus(vm.uuid, count)
     try:
+        if count < before:
+            return _shrink_vcpus(host, vm.uuid, call, count, inverse)
+        # More may be plugged than are online: then nothing has to come, and what is left over goes if it can.
+        host.domains.set_vcpus(vm.uuid, max(plugged, count))
         online = _online_in_time(call, count)
-    except GuestError:
-        _unplug_again(host, vm.uuid, plugged)
+        if plugged > count:
+            _unplug_again(host, vm.uuid, count)
+        return Applied(inverse, facts={"guest": online})
+    except (DeadlineError, UnreachableError):
         raise
-    return Applied(inverse, facts={"guest": online})
+    except HvctlError:
+        # Some of the vCPUs may have gone along before one did not.
+        with contextlib.suppress(HvctlError):
+            _online(call, before)
+        if count > before:
+            _unplug_again(host, vm.uuid, plugged)
+        raise
+
+
+def _shrink_vcpus(host: Host, uuid: str, call: guest.Call, count: int, inverse: p.Step) -> Applied:
+    online = _online(call, count)
+    try:
+        host.domains.set_vcpus(uuid, count)
+    except GuestError as e:
+        if online is None:
+            raise
+        kept = f"offline in the guest, but still plugged ({e.message}): only a CPU quota keeps it from coming back"
+        return Applied(inverse, kept, {"guest": online, "unplugged": False})
+    return Applied(inverse, facts={"guest": online, "unplugged": True})
 
 
 def _unplug_again(host: Host, uuid: str, plugged: int) -> None:
-    """After a guest did not take new vCPUs: a QEMU that cannot unplug them leaves them plugged and unused."""
+    """Back to `plugged` vCPUs: a QEMU that cannot unplug the others leaves them plugged and unused."""
     with contextlib.suppress(GuestError):
         host.domains.set_vcpus(uuid, plugged)
 
@@ -252,14 +267,24 @@ def _snapshot(host: Host, step: p.Step) -> Applied:
             guest.wait(agent_call(host, uuid), seconds)
             return Applied()
         case p.SetClock(uuid):
-            guest.set_time(agent_call(host, uuid), AGENT_SECONDS)
+            _with_agent(host, uuid, lambda call: guest.set_time(call, AGENT_SECONDS))
             return Applied()
         case p.Reseed(uuid):
-            if not guest.reseed(agent_call(host, uuid), AGENT_SECONDS):
+            if not _with_agent(host, uuid, lambda call: guest.reseed(call, AGENT_SECONDS)):
                 raise GuestError("the guest has no reseed hook: uniqueness is not guaranteed.")
             return Applied()
         case _:
             raise AssertionError(f"no hand for {step!r}")
+
+
+def _with_agent(host: Host, uuid: str, ask: Callable[[guest.Call], T]) -> T:
+    """Ask the agent, a second time if its channel went away: libvirt drops it once more some time after a reset."""
+    call = agent_call(host, uuid)
+    try:
+        return ask(call)
+    except UnreachableError:
+        guest.wait(call, AGENT_SECONDS)
+        return ask(call)
 
 
 def _vm(host: Host, uuid: str) -> Vm:

@@ -3,11 +3,12 @@ the engine does it under lock, row and mark, and answers how it ended."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hvctl import codec
@@ -18,7 +19,7 @@ from hvctl.engine.faults import Faults
 from hvctl.engine.lock import VmLock, vm_lock
 from hvctl.engine.observe import observe, observe_all
 from hvctl.engine.recover import recover_vm
-from hvctl.errors import BusyError, HvctlError, NotUndoneError, RefusedError, UndoneError
+from hvctl.errors import BusyError, HvctlError, NotFoundError, NotUndoneError, RefusedError, UndoneError
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
@@ -63,7 +64,7 @@ class Engine:
         self.progress = progress
         self.faults = Faults()
         self.facts: HostFacts = host.domains.facts()
-        self.who = os.environ.get("SUDO_USER") or getpass.getuser()
+        self.who = os.environ.get("SUDO_USER") or _user()
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
         """What change() would do now: the same decision and the same admission, no effect."""
@@ -78,15 +79,23 @@ class Engine:
         self, kind: Kind, ref: str, request: dict[str, Any], decide: Decide, *, key: str | None = None, new: str = ""
     ) -> Outcome:
         """Run one operation on the VM `ref` (of a VM to create: its uuid, and its name in `new`)."""
-        if key and (known := self.store.operation_of_key(self.facts.name, key)):
+        if known := self._known(key):
             return self._replayed(kind, known)
         self.sweep()
         uuid = ref if new else self.host.domains.get(ref).uuid
         with vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
             recover_vm(self, lock, uuid)
+            if known := self._known(key):
+                return self._replayed(kind, known)
             vm = None if new else observe(self.host, uuid, guest=True)
             name = vm.name if vm else new
-            decision = _decided(decide(vm))
+            try:
+                decision = _decided(decide(vm))
+            except RefusedError:
+                # The same request, a moment ahead of this one, may be what stands in its way.
+                if known := self._known(key):
+                    return self._replayed(kind, known)
+                raise
             if not decision.plan.steps:
                 return self._outcome(kind, uuid, name, OpState.DONE, decision)
             self._refuse_quarantined(kind, uuid, vm)
@@ -115,8 +124,8 @@ class Engine:
             admit=self._admission(uuid, decision.wanted),
             held=decision.wanted,
         )
-        if operation.state is not OpState.OPEN:
-            return self._replayed(kind, operation)
+        if key and (operation.state is not OpState.OPEN or operation.vm_uuid != uuid):
+            return self._replayed(kind, self._known(key) or operation)
         began = time.monotonic()
         self.faults.point(kind.value, "row", "after")
         lock.mark(operation.id, Phase.BEGUN)
@@ -126,6 +135,10 @@ class Engine:
             run.run(decision.plan)
         except StepError as e:
             self._failed(lock, operation, run, e)
+        if run.kept_memory is not None and decision.goal:
+            goal = decision.goal.with_memory(run.kept_memory)
+            result = decision.result | {"after": codec.dump(goal.allocation)}
+            decision = replace(decision, goal=goal, result=result)
         outcome = self._outcome(kind, uuid, name, OpState.DONE, decision, operation.id, run, time.monotonic() - began)
         self.store.close_operation(
             operation.id,
@@ -186,15 +199,31 @@ class Engine:
         capacity = capacity_of(self.facts, self.settings)
 
         def check(ledger: Ledger) -> None:
-            refusal = admit(capacity, holders(ledger, observed), uuid, want)
+            refusal = admit(capacity, holders(ledger, self._looked_again(ledger, observed)), uuid, want)
             if refusal:
                 raise RefusedError(refusal.message, refusal.hint)
 
         return check
 
+    def _looked_again(self, ledger: Ledger, observed: Sequence[Vm]) -> list[Vm]:
+        """A VM that was off a moment ago, and is promised room now, may have been started in between: a look under the
+        host's lock decides. There are few such VMs, since a stop takes the promise away."""
+        promised = {p.vm_uuid for p in ledger.promised if p.holds and not p.busy}
+        seen = []
+        for vm in observed:
+            if vm.uuid in promised and not vm.state.active:
+                with contextlib.suppress(NotFoundError):
+                    seen.append(self.host.domains.get(vm.uuid))
+            else:
+                seen.append(vm)
+        return seen
+
     def _refuse_quarantined(self, kind: Kind, uuid: str, vm: Vm | None) -> None:
-        last = self.store.last_operation(self.facts.name, uuid)
-        if last is None or last.state is not OpState.QUARANTINED or kind in ENDS_QUARANTINE or vm is None:
+        """Only another QEMU process ends a quarantine: a later operation that was undone does not."""
+        if kind in ENDS_QUARANTINE or vm is None or vm.process is None:
+            return
+        last = next(iter(self.store.operations(self.facts.name, uuid, OpState.QUARANTINED, limit=1)), None)
+        if last is None:
             return
         before = codec.load(Before, last.before)
         if before.vm and before.vm.process == vm.process:
@@ -202,6 +231,15 @@ class Engine:
                 f"{vm.name} is quarantined since operation {last.id}: {last.reason}",
                 f"hvctl vm stop {vm.name} --force, then start it",
             )
+
+    def _known(self, key: str | None) -> Operation | None:
+        """The operation of this key once it has ended: its owner is waited for, or, when it is dead, recovered."""
+        known = self.store.operation_of_key(self.facts.name, key) if key else None
+        if known is None or known.state is not OpState.OPEN:
+            return known
+        with vm_lock(self.settings.locks_dir, known.vm_uuid, self.settings.lock_wait) as lock:
+            recover_vm(self, lock, known.vm_uuid)
+        return self.store.operation(known.id)
 
     def _replayed(self, kind: Kind, known: Operation) -> Outcome:
         """The answer that this key's operation got the first time."""
@@ -212,9 +250,10 @@ class Engine:
                 f"operation {known.id} with this key is still open.", "hvctl operation show " + str(known.id)
             )
         if known.state is not OpState.DONE:
-            raise UndoneError(
-                f"operation {known.id} with this key ended {known.state}: {known.reason}", "use a new --key"
-            )
+            ended = UndoneError if known.state is OpState.UNDONE else NotUndoneError
+            raise ended(f"operation {known.id} with this key ended {known.state}: {known.reason}", "use a new --key")
+        result = dict(known.result or {})
+        warnings = tuple(result.pop("warnings", ()))
         return Outcome(
             known.kind,
             known.vm_uuid,
@@ -225,7 +264,8 @@ class Engine:
             ("this key's operation was done before",),
             known.id,
             known.steps,
-            result=known.result or {},
+            warnings,
+            result=result,
         )
 
     @staticmethod
@@ -253,6 +293,13 @@ class Engine:
             seconds,
             decision.result,
         )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except KeyError:  # in a container a uid may have no name
+        return str(os.geteuid())
 
 
 def _promise(uuid: str, name: str, decision: Decision) -> Promise | Forget | None:

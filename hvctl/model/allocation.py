@@ -146,3 +146,6 @@ class Record:
 
     def with_allocation(self, allocation: Allocation) -> Record:
         return replace(self, allocation=allocation)
+
+    def with_memory(self, memory: int) -> Record:
+        return self.with_allocation(replace(self.allocation, memory=memory))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from hvctl.model.allocation import Record
+from hvctl.model.allocation import Allocation, Record
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
 
@@ -44,8 +44,9 @@ class Phase(StrEnum):
 class Before:
     """What an operation wrote into its row before it touched anything; None where the kind needs none of it.
 
-    vm is None for a VM that did not exist. xml is the definition before an adoption. goal is what is promised when
-    the operation succeeds, and holds whether it then counts against the host."""
+    vm is None for a VM that did not exist. xml is the definition before an adoption. wanted is the allocation that an
+    allocate works towards; goal is what is promised when the operation succeeds, and holds whether it then counts
+    against the host."""
 
     vm: Vm | None = None
     goal: Record | None = None
@@ -53,6 +54,7 @@ class Before:
     xml: str | None = None
     was_running: bool = False
     holds: bool = False
+    wanted: Allocation | None = None
 
 
 @dataclass(frozen=True, slots=True)

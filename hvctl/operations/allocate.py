@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hvctl import codec
-from hvctl.decide.allocate import goal_of, plan_allocation
+from hvctl.decide.allocate import goal_of, plan_allocation, promised_after
 from hvctl.engine.operate import Decision, Engine
 from hvctl.model.allocation import KEEP, Change, Record
 from hvctl.model.operation import Before, Kind, Outcome
@@ -34,7 +34,10 @@ def allocate(
             return goal
         shrinks = goal.memory < vm.allocation.memory and vm.state is not State.OFF
         balloon = engine.host.domains.balloon(vm.uuid) if shrinks and vm.has_balloon else None
-        record = (vm.record or Record(vm.allocation)).with_allocation(goal)
+        promised = promised_after(vm, change)
+        if isinstance(promised, Refusal):
+            return promised
+        record = (vm.record or Record(vm.allocation)).with_allocation(promised)
         plan = plan_allocation(
             vm,
             goal,
@@ -47,12 +50,13 @@ def allocate(
         if isinstance(plan, Refusal):
             return plan
         # Best effort may have raised the memory target to what the guest can give: that is what is promised.
-        target = next((s.target for s in plan.steps if isinstance(s, SetMemory)), goal.memory)
-        goal = replace(goal, memory=target)
+        for step in plan.steps:
+            if isinstance(step, SetMemory):
+                goal, record = replace(goal, memory=step.target), record.with_memory(step.target)
         return Decision(
             plan,
-            Before(vm=vm, goal=record.with_allocation(goal)),
-            goal=record.with_allocation(goal),
+            Before(vm=vm, wanted=goal, goal=record, holds=vm.state.active),
+            goal=record,
             holds=vm.state.active,
             result={"before": codec.dump(vm.allocation), "after": codec.dump(goal)},
         )

@@ -113,7 +113,8 @@ def _reallocated(engine: Engine, vm: Vm | None) -> Decision | Refusal:
     plan = plan_allocation(vm, goal, None, balloon, margin=engine.settings.memory_margin)
     if isinstance(plan, Refusal):
         return plan
-    return Decision(plan, Before(vm=vm, goal=vm.record), goal=vm.record, holds=vm.state.active)
+    holds = vm.state.active
+    return Decision(plan, Before(vm=vm, wanted=goal, goal=vm.record, holds=holds), goal=vm.record, holds=holds)
 
 
 def _recorded(vm: Vm | None, stored: Record | None) -> Decision | Refusal:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import uuid as uuids
 from datetime import UTC, datetime
 
 from hvctl import codec
 from hvctl.decide.reset import after_reset, plan_drop, plan_reset, plan_take, refuse_unready
 from hvctl.engine.operate import Decision, Engine
-from hvctl.errors import NotFoundError
+from hvctl.errors import NotFoundError, UsageError
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import State, Vm
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def take(
     engine: Engine, ref: str, name: str | None = None, *, dry_run: bool = False, key: str | None = None
 ) -> Outcome:
     """Take a snapshot of RAM, devices and all writable disks; the name defaults to the time."""
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a name for a snapshot.", "use letters, digits and . _ -, at most 63")
     moment = datetime.now(UTC)
     chosen = name or moment.strftime("s%Y%m%d-%H%M%S")
 
@@ -57,10 +62,16 @@ def _new_snapshot(engine: Engine, vm: Vm, name: str, moment: datetime) -> Snapsh
         folder=str(folder),
         ram_path=vm.ram_path or "",
         ram_size=vm.max_memory,
-        balloon=engine.host.domains.balloon(vm.uuid).actual if vm.has_balloon else vm.allocation.memory,
+        balloon=_balloon(vm),
         vcpus=vm.allocation.vcpus,
         stored=0,
     )
+
+
+def _balloon(vm: Vm) -> int:
+    """The size that the balloon has, or still moves to: right after a start it is on its way down to the promise."""
+    promised = vm.record.allocation.memory if vm.record else vm.allocation.memory
+    return min(promised, vm.allocation.memory) if vm.has_balloon else vm.allocation.memory
 
 
 def find(engine: Engine, vm: Vm, name: str) -> Snapshot:

@@ -15,7 +15,7 @@ from hvctl.engine.hands import agent_call
 from hvctl.engine.observe import observe
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
-from hvctl.model.allocation import Allocation, Record
+from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.image import Image
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
@@ -23,6 +23,7 @@ from hvctl.model.vm import Accel, DiskSpec, NicSpec, State, Vm, VmSpec
 from hvctl.units import format_size
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+DISKS = 20  # they share the slots of one PCI bus with everything else
 LABEL = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
@@ -82,6 +83,8 @@ def _check(new: NewVm) -> None:
     for label, value in new.labels.items():
         if not LABEL.fullmatch(label) or len(value) > 256 or not value.isprintable():
             raise UsageError(f"the label {label!r} is not usable.", "write KEY=VALUE with printable text")
+    if len(new.disks or ()) > DISKS:
+        raise UsageError(f"{len(new.disks or ())} disks are too many.", f"a VM has at most {DISKS} of its own")
     names = [d for d, _ in new.disks or ()]
     for name, size in new.disks or ():
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,19}", name) or names.count(name) > 1:
@@ -105,7 +108,9 @@ def _spec(engine: Engine, new: NewVm, image: Image, identity: str) -> VmSpec:
         NicSpec(bridge, f"52:54:00:{short[0]:02x}:{short[1]:02x}:{i:02x}", f"hv{short[:4].hex()}{i:02d}")
         for i, bridge in enumerate(new.bridges)
     )
-    record = Record(Allocation(new.vcpus, new.memory), image=new.image, labels=dict(new.labels))
+    targets = tuple(f"vd{chr(ord('a') + i)}" for i in range(len(disks)))
+    unlimited = tuple(NicLimit(n.mac) for n in nics), tuple(DiskLimit(t) for t in targets)
+    record = Record(Allocation(new.vcpus, new.memory, None, None, *unlimited), image=new.image, labels=dict(new.labels))
     fake = engine.settings.uri.startswith("fake://")
     return VmSpec(
         uuid=identity,
@@ -122,8 +127,8 @@ def _spec(engine: Engine, new: NewVm, image: Image, identity: str) -> VmSpec:
         folder=str(folder),
         monitor=str(folder / "qmp" / "monitor.sock"),
         disks=tuple(
-            DiskSpec(name, f"vd{chr(ord('a') + i)}", str(folder / f"{name}.qcow2"), size, backing, backing_format)
-            for i, (name, size, backing, backing_format) in enumerate(disks)
+            DiskSpec(name, target, str(folder / f"{name}.qcow2"), size, backing, backing_format)
+            for target, (name, size, backing, backing_format) in zip(targets, disks, strict=True)
         ),
         nics=nics,
         labels=dict(new.labels),

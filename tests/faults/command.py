@@ -19,6 +19,7 @@ class FakeSite:
     """A folder with a fake host, its journal and its locks, and hvctl commands on them."""
 
     folder: Path
+    database: str = ""
 
     @property
     def world(self) -> FakeWorld:
@@ -31,6 +32,7 @@ class FakeSite:
             "HVCTL_STATE_DIR": str(self.folder),
             "HVCTL_RUN_DIR": str(self.folder / "run"),
             "HVCTL_RAM_DIR": str(self.folder / "ram"),
+            "HVCTL_DATABASE_URL": self.database,
         }
 
     @property

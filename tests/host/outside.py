@@ -127,6 +127,12 @@ class Guest:
     def await_answer(self) -> None:
         await_true(self.answers, f"the agent of {self.name} answers")
 
+    def await_boot(self) -> None:
+        """Until the agent answers, the balloon, which starts empty, has its size, and the disk is mounted."""
+        self.await_answer()
+        await_true(lambda: self.memory() == self.memory("--config"), f"the balloon of {self.name} has its size")
+        self.run('until grep -q " /data " /proc/mounts || ! [ -e /dev/vda ]; do sleep 0.1; done')
+
     def run(self, script: str) -> str:
         """What a shell script prints in the guest; it has to succeed."""
         command = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
@@ -150,7 +156,7 @@ class Guest:
 
     def mark(self, text: str) -> None:
         """Write the same into RAM and onto the disk."""
-        self.run(f"mountpoint -q /data; for f in {RAM_MARK} {DISK_MARK}; do echo {text} > $f; done; sync")
+        self.run(f"for f in {RAM_MARK} {DISK_MARK}; do echo {text} > $f; done; sync")
 
     def marks(self) -> tuple[str, str]:
         """What RAM and the disk hold; the disk's is read from the disk and not from the guest's cache."""
@@ -159,17 +165,23 @@ class Guest:
 
     # --- the host's kernel
 
-    def cgroup(self, file: str) -> str:
-        """A file of the CPU controller's group that libvirt made for the whole VM; v1 and v2 alike."""
-        lines = Path(f"/proc/{self.pid}/cgroup").read_text().splitlines()
-        for line in lines:
+    def cpu(self) -> tuple[int, int | None]:
+        """The weight (100 is the default) and the quota in percent that the kernel has for the whole VM."""
+        for line in Path(f"/proc/{self.pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if "cpu" in controllers.split(",") or not controllers:
-                root = Path("/sys/fs/cgroup", "cpu" if controllers else "")
-                group = root / path.lstrip("/").partition("/libvirt/")[0]
-                if (group / file).exists():
-                    return (group / file).read_text().strip()
-        raise AssertionError(f"no {file} in {lines}")
+            # libvirt puts QEMU's main thread into a group below that of the VM.
+            group = Path("/sys/fs/cgroup") / path.lstrip("/")
+            if "cpu" in controllers.split(","):
+                group = Path("/sys/fs/cgroup/cpu", path.lstrip("/").removesuffix("/emulator"))
+                quota = int((group / "cpu.cfs_quota_us").read_text())
+                period = int((group / "cpu.cfs_period_us").read_text())
+                weight = round(int((group / "cpu.shares").read_text()) * 100 / 1024)
+                return weight, None if quota < 0 else quota * 100 // period
+            group = group.parent
+            if not controllers and (group / "cpu.max").exists():
+                most, each = (group / "cpu.max").read_text().split()
+                return int((group / "cpu.weight").read_text()), None if most == "max" else int(most) * 100 // int(each)
+        raise AssertionError(f"{self.name} is in no group of the CPU controller")
 
     def rates(self) -> dict[str, int]:
         """Bits per second that the kernel's tbf allows: `in` on the tap, `out` on the ifb that it is redirected to."""

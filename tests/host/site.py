@@ -1,4 +1,4 @@
-"""hvctl as a command on the real host, in folders, with images and on a bridge of a test's own; and what of it is left."""
+"""hvctl as a command on the real host, in folders and on a bridge of a test's own; and what of it is left."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,14 @@ class Site:
 
     # --- the command
 
-    def _command(self, argv: tuple[str, ...]) -> list[str]:
+    def command(self, argv: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "hvctl", *argv]
 
     def run(
         self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._command(argv),
+            self.command(argv),
             env={**os.environ, **self.environment, "HVCTL_FAULT": fault, **(env or {})},
             input=stdin,
             capture_output=True,
@@ -80,11 +81,11 @@ class Site:
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    def spawn(self, *argv: str, fault: str) -> subprocess.Popen[str]:
+    def spawn(self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """A command left to itself; the fixture kills it if the test does not."""
         process = subprocess.Popen(
-            self._command(argv),
-            env={**os.environ, **self.environment, "HVCTL_FAULT": fault},
+            self.command(argv),
+            env={**os.environ, **self.environment, "HVCTL_FAULT": fault, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -110,7 +111,7 @@ class Site:
         self.ok("vm", "create", name, "--image", "micro", "--nic", self.bridge, *options)
         guest = self.guest(name)
         if "--start" in options:
-            guest.await_answer()
+            guest.await_boot()
         return guest
 
     def show(self, guest: Guest) -> Any:
@@ -125,8 +126,16 @@ class Site:
 
     # --- what is left
 
-    def open_rows(self) -> list[dict[str, Any]]:
-        return [o for o in self.json("operation", "list", "--state", "open")]
+    def journal(self, query: str, *values: object) -> list[Any]:
+        """Rows of the database itself."""
+        path = Path(self.settings.state_dir, "hvctl.db")
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return [row[0] if len(row) == 1 else row for row in database.execute(query, values)]
+
+    def open_rows(self) -> list[int]:
+        return self.journal("select id from operation where state = 'open'")
 
     def inventory(self) -> dict[str, Any]:
         """Everything on the host that belongs to this site now, apart from the journal's closed rows."""
@@ -143,9 +152,9 @@ class Site:
             "stored tags": {g.name: g.stored_tags() for g in here if g not in running},
             "taps": sorted(p.name for p in Path(f"/sys/class/net/{self.bridge}/brif").iterdir()),
             "shaped": {g.name: g.rates() for g in running if g.xml().find("devices/interface") is not None},
-            "ifbs": {g.name: ifbs(g.uuid) for g in here},
+            "ifbs": sorted(i for uuid in self.journal("select distinct vm_uuid from operation") for i in ifbs(uuid)),
             "locks": sorted(p.name for p in locks if not free(self.settings.locks_dir, p.stem)),
-            "open": [o["id"] for o in self.open_rows()],
+            "open": self.open_rows(),
             "processes": [p.pid for p in self.started if alive(p.pid)],
         }
 
@@ -170,9 +179,7 @@ def real_site() -> Iterator[Site]:
     """Its folders go at the end with everything in them; what a test forgot there was seen before."""
     with ExitStack() as made:
         state, run, ram = (_folder(made, parent) for parent in ("/var/tmp", "/run", "/dev/shm"))
-        site = Site(
-            Settings(state_dir=state, run_dir=run, ram_dir=ram), f"hve{os.getpid()}", f"e2e-{os.getpid()}-"
-        )
+        site = Site(Settings(state_dir=state, run_dir=run, ram_dir=ram), f"hve{os.getpid()}", f"e2e-{os.getpid()}-")
         subprocess.run(["ip", "link", "add", site.bridge, "type", "bridge"], check=True)
         made.callback(subprocess.run, ["ip", "link", "del", site.bridge], check=True)
         subprocess.run(["ip", "link", "set", site.bridge, "up"], check=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from faults.command import FakeSite
+
 from hvctl.adapters.fake import open_fake
 from hvctl.adapters.store import Store
 from hvctl.engine.operate import Engine

@@ -1,4 +1,4 @@
-"""What tests of the engine ask of a fake host and its journal, and an image that is built as far as `create` reads it."""
+"""What tests of the engine ask of a fake host and its journal, and an image built as far as `create` reads it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.command import FakeSite
+
 from hvctl import codec
 from hvctl.adapters.fake import FakeWorld
 from hvctl.engine.operate import Engine

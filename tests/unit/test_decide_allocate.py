@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvctl.decide.allocate import goal_of, memory_floor, plan_allocation
+from hvctl.decide.allocate import goal_of, memory_floor, plan_allocation, promised_after, with_parts
 from hvctl.model import plan as p
 from hvctl.model.allocation import Allocation, Change, DiskChange, DiskLimit, NicChange, Record, resources
 from hvctl.model.vm import Balloon, State, Vm
@@ -175,3 +175,21 @@ def test_every_step_has_a_name_of_its_own() -> None:
     assert len({k.__name__ for k in kinds}) == len(kinds)
     assert p.step_name(p.SetCpuQuota("u", 5)) == "set_cpu_quota"
     assert all(fields(k) for k in kinds)
+
+
+@given(allocations, allocations, allocations)
+def test_taking_back_touches_only_what_the_change_touched(old: Allocation, wanted: Allocation, now: Allocation) -> None:
+    back = with_parts(now, old, wanted)
+    for name in ("vcpus", "memory", "cpu_quota", "cpu_weight"):
+        touched = getattr(old, name) != getattr(wanted, name)
+        assert getattr(back, name) == getattr(old if touched else now, name)
+    assert with_parts(wanted, old, wanted) == old
+    assert with_parts(back, old, wanted) == back
+
+
+def test_what_moves_by_itself_does_not_become_a_promise() -> None:
+    record = Record(Allocation(1, 256 * MIB))
+    vm = replace(vm_with(Allocation(1, 700 * MIB)), record=record)
+    promised = promised_after(vm, Change(cpu_weight=50))
+    assert isinstance(promised, Allocation)
+    assert (promised.memory, promised.cpu_weight) == (256 * MIB, 50)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
 from faults.command import FakeSite
+
 from hvctl.engine import hands
 from hvctl.engine.faults import Faults
 from hvctl.engine.operate import Engine
@@ -26,6 +26,7 @@ from unit.enginehost import GROWN, MIB, SHRUNK, add_image, last, new_vm, promise
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing changes by itself in a fake guest, so nobody waits for it."""
     monkeypatch.setattr(hands, "ONLINE_SECONDS", 0.0)
+    monkeypatch.setattr(hands, "AGENT_SECONDS", 0.2)
     monkeypatch.setattr("hvctl.decide.reset.AGENT_SECONDS", 0.2)
 
 

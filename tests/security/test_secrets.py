@@ -1,0 +1,70 @@
+"""A password in the database URL, canary here, is in nothing that hvctl prints or keeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults.command import FakeSite
+
+CANARY = "c4n4ry-S3CRET"
+URLS = (
+    f"postgresql://hvctl:{CANARY}@127.0.0.1:1/db",
+    f"postgresql://hvctl@127.0.0.1:1/db?password={CANARY}",
+    f"postgresql://127.0.0.1:1/db?user=x&password={CANARY}&sslpassword={CANARY}",
+    f"postgresql://hvctl:{CANARY}?x@127.0.0.1:1/db",
+    f"postgresql://hvctl:a@{CANARY}@127.0.0.1:1/db",
+    f"postgresql://hvctl:{CANARY}/x@127.0.0.1:notaport/db",
+    f"postgresql:/hvctl:{CANARY}@127.0.0.1/db",
+    f"mysql://hvctl:{CANARY}@127.0.0.1/db",
+    f"{CANARY}",
+)
+COMMANDS = (
+    ("config", "show"),
+    ("-f", "json", "config", "show"),
+    ("-f", "csv", "config", "show"),
+    ("operation", "list"),
+    ("-v", "recover"),
+    ("doctor", "--probe", "database", "--probe", "drift"),
+    ("-f", "json", "doctor", "--probe", "database"),
+    ("vm", "protect", "a"),
+)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_t25_no_command_prints_the_password(url: str, tmp_path: Path) -> None:
+    site = FakeSite(tmp_path)
+    site.world.add_vm("a")
+    environment = {**os.environ, **site.environment, "HVCTL_DATABASE_URL": url}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hvctl", *command],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for command in COMMANDS
+    ]  # fmt: skip
+    for command, process in zip(COMMANDS, running, strict=True):
+        out, _ = process.communicate(timeout=60)
+        assert CANARY not in out, (command, out)
+        assert "Traceback" not in out, (command, out)
+        if command[-2:] != ("config", "show"):
+            assert process.returncode != 0, (command, out)
+
+
+def test_t25_the_url_is_shown_as_far_as_it_is_no_secret(tmp_path: Path) -> None:
+    site = FakeSite(tmp_path)
+    for url, wanted in (
+        (URLS[0], "postgresql://…@127.0.0.1:1/db"),
+        (URLS[1], "postgresql://…@127.0.0.1:1/db"),
+        (CANARY, "…"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "hvctl", "config", "show"],
+            env={**os.environ, **site.environment, "HVCTL_DATABASE_URL": url},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        (line,) = (li for li in done.stdout.splitlines() if li.startswith("database_url"))
+        assert line.split()[1] == wanted

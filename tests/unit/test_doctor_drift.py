@@ -1,0 +1,240 @@
+"""doctor on the fake host: each way in which promises and what is can come apart is found, and mended or reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from faults.command import FakeSite
+from hvctl.decide.drift import Mend
+from hvctl.engine.operate import Engine
+from hvctl.errors import NotUndoneError
+from hvctl.model.allocation import Change, NicChange
+from hvctl.model.finding import Health
+from hvctl.model.operation import OpState
+from hvctl.model.vm import State
+from hvctl.operations import doctor
+from hvctl.operations import snapshot as snapshots
+from hvctl.operations import vm as verbs
+from hvctl.operations.allocate import allocate
+from unit.enginehost import GROWN, MIB, add_image, last, new_vm, promised, seen
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "GONE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def vm(engine: Engine, site: FakeSite) -> str:
+    """A running VM with limits in force; its uuid."""
+    add_image(site)
+    uuid = verbs.create(engine, new_vm("a")).vm_uuid
+    allocate(engine, "a", GROWN)
+    return uuid
+
+
+def found(engine: Engine) -> list[tuple[str, Mend]]:
+    return [(d.vm_name, d.mend) for d in doctor.look(engine)]
+
+
+def fixed(engine: Engine) -> list[str]:
+    """What fixing said; what it should mend is mended."""
+    said: list[str] = []
+    doctor.fix(engine, doctor.look(engine), said.append)
+    return said
+
+
+def tap(site: FakeSite) -> str:
+    name = site.world.vm("a").nics[0].tap
+    assert name is not None
+    return name
+
+
+def test_nothing_has_drifted(engine: Engine, site: FakeSite, vm: str) -> None:
+    """Neither on a fresh VM, a stopped one, nor on one that hvctl was never asked about."""
+    verbs.create(engine, new_vm("fresh"))
+    verbs.create(engine, new_vm("off", start=False))
+    site.world.add_vm("foreign")
+    before = seen(site.world)
+    assert found(engine) == []
+    assert [f.status for f in doctor.as_findings(doctor.look(engine))] == [Health.OK]
+    assert seen(site.world) == before
+
+
+@pytest.mark.parametrize("drift", ["limit", "quota", "memory", "vcpus", "iops"])
+def test_what_is_not_in_force_any_more_is_put_in_force(engine: Engine, site: FakeSite, vm: str, drift: str) -> None:
+    before = seen(site.world)
+    match drift:
+        case "limit":
+            site.world.drop_qdisc(tap(site))
+        case "quota":
+            site.world.allocate("a", cpu_quota=None)
+        case "memory":
+            site.world.allocate("a", memory=300 * MIB)
+        case "iops":
+            disks = site.world.vm("a").allocation.disks
+            site.world.allocate("a", disks=tuple(replace(d, iops=None) for d in disks))
+        case "vcpus":
+            call = {"vcpus": [{"logical-id": 2, "online": False}]}
+            engine.host.domains.agent(vm, "guest-set-vcpus", call, 1.0)
+    assert found(engine) == [("a", Mend.REALLOCATE)]
+    assert "differ" in doctor.look(engine)[0].detail
+    assert fixed(engine) == []
+    assert found(engine) == []
+    assert seen(site.world) == before
+
+
+def test_a_record_that_the_domain_lost_comes_from_the_database(engine: Engine, site: FakeSite, vm: str) -> None:
+    record = site.world.vm("a").record
+    engine.host.domains.set_record(vm, None)
+    assert (found(engine), fixed(engine)) == ([("a", Mend.RECORD)], [])
+    assert site.world.vm("a").record == record
+    assert found(engine) == []
+
+
+def test_a_record_that_somebody_rewrote_is_the_databases_again(engine: Engine, site: FakeSite, vm: str) -> None:
+    record = site.world.vm("a").record
+    assert record is not None
+    engine.host.domains.set_record(vm, replace(record, protected=True))
+    assert (found(engine), fixed(engine)) == ([("a", Mend.RECORD)], [])
+    assert site.world.vm("a").record == record
+
+
+def test_a_lost_database_learns_from_the_domains(engine: Engine, site: FakeSite, vm: str, migrated: Path) -> None:
+    before = promised(engine)
+    engine.store.close()
+    (site.folder / "hvctl.db").write_bytes(migrated.read_bytes())
+    assert promised(engine) == {}
+    assert (found(engine), fixed(engine)) == ([("a", Mend.RECORD)], [])
+    assert promised(engine) == before
+
+
+def test_a_vm_that_stays_away_is_forgotten_and_its_devices_go(engine: Engine, site: FakeSite, vm: str) -> None:
+    snapshots.take(engine, "a", "s")
+    site.world.destroy("a")
+    site.world.undefine("a")
+    assert {m for _, m in found(engine)} == {Mend.FORGET, Mend.CLEAR_DEVICES, Mend.DROP_SNAPSHOTS, Mend.NOTHING}
+    said = fixed(engine)
+    assert len(said) == 1
+    assert "looking again" in said[0]
+    assert promised(engine) == {}
+    world = site.world.read()
+    assert world.ifbs == {}
+    assert engine.host.machine.snapshots() == []
+    assert [m for _, m in found(engine)] == [Mend.NOTHING], "its folder is for a person"
+    assert world.folders != {}
+
+
+def test_a_vm_that_is_back_at_the_second_look_keeps_everything(
+    engine: Engine, site: FakeSite, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing may be short for a moment, while libvirt restarts: only two of them, apart, tell that a VM is gone."""
+    world = site.world.read()
+    whole = site.world.path.read_bytes()
+    site.world.destroy("a")
+    site.world.undefine("a")
+    drifts = doctor.look(engine)
+    monkeypatch.setattr("time.sleep", lambda _: site.world.path.write_bytes(whole))
+    doctor.fix(engine, drifts, lambda _: None)
+    assert site.world.read().ifbs == world.ifbs
+    assert list(promised(engine)) == [vm]
+
+
+def test_nothing_is_forgotten_while_libvirt_does_not_answer(engine: Engine, site: FakeSite, vm: str) -> None:
+    site.world.destroy("a")
+    site.world.undefine("a")
+    drifts = doctor.look(engine)
+    site.world.set_libvirt_down(True)
+    with pytest.raises(Exception, match="does not answer"):
+        doctor.fix(engine, drifts, lambda _: None)
+    assert list(promised(engine)) == [vm]
+
+
+def test_devices_and_snapshots_of_an_ended_process(engine: Engine, site: FakeSite, vm: str) -> None:
+    snapshots.take(engine, "a", "s")
+    site.world.destroy("a")
+    assert sorted(found(engine)) == [("a", Mend.CLEAR_DEVICES), ("a", Mend.DROP_SNAPSHOTS)]
+    assert fixed(engine) == []
+    assert found(engine) == []
+    assert site.world.read().ifbs == {}
+    assert engine.host.machine.snapshots() == []
+    assert list(promised(engine)) == [vm], "a VM that is off is promised what it had"
+    verbs.start(engine, "a")
+    assert site.world.read().taps[tap(site)].inbound == 10**7
+
+
+def test_snapshots_of_the_process_that_runs_are_kept(engine: Engine, site: FakeSite, vm: str) -> None:
+    snapshots.take(engine, "a", "old")
+    site.world.destroy("a")
+    site.world.start("a")
+    engine.sweep()
+    snapshots.take(engine, "a", "new")
+    assert ("a", Mend.DROP_SNAPSHOTS) in found(engine)
+    fixed(engine)
+    assert [s.name for s in engine.host.machine.snapshots()] == ["new"]
+    assert site.world.read().taps[tap(site)].inbound == 10**7, "a start by others has no limits: those are mended too"
+
+
+def test_a_dead_owners_operation_is_recovered(engine: Engine, site: FakeSite, vm: str) -> None:
+    site.world.fail("set_cpu_quota", "DeadlineError")
+    with pytest.raises(NotUndoneError):
+        allocate(engine, "a", Change(cpu_quota=10))
+    assert ("a", Mend.RECOVER) in found(engine)
+    fixed(engine)
+    assert last(engine).state is OpState.UNDONE
+    assert found(engine) == []
+
+
+def test_an_operation_that_is_under_way_is_no_drift(engine: Engine, site: FakeSite, vm: str) -> None:
+    from hvctl.engine.lock import vm_lock
+
+    site.world.fail("set_cpu_quota", "DeadlineError")
+    with pytest.raises(NotUndoneError):
+        allocate(engine, "a", Change(cpu_quota=10))
+    with vm_lock(site.settings.locks_dir, vm, 0):
+        assert Mend.RECOVER not in {m for _, m in found(engine)}
+
+
+def test_foreign_shaping_is_reported_and_left_alone(engine: Engine, site: FakeSite, vm: str) -> None:
+    allocate(engine, "a", Change(nics=(NicChange(None, None, None),)))
+    site.world.put_foreign_qdisc(tap(site))
+    (drift,) = doctor.look(engine)
+    assert (drift.mend, "htb 1: root" in drift.detail) == (Mend.NOTHING, True)
+    assert drift.remedy == f"tc qdisc show dev {tap(site)}"
+    fixed(engine)
+    assert site.world.read().taps[tap(site)].foreign == "htb 1: root"
+
+
+def test_a_guest_that_an_error_paused_is_reported(engine: Engine, site: FakeSite, vm: str) -> None:
+    site.world.pause("a", "io-error")
+    (drift,) = doctor.look(engine)
+    assert (drift.mend, drift.detail) == (Mend.NOTHING, "paused: io-error")
+    fixed(engine)
+    assert site.world.vm("a").state is State.PAUSED
+    site.world.resume("a")
+    site.world.pause("a")
+    assert found(engine) == [], "who pauses a VM knows it"
+
+
+def test_a_mending_that_fails_hides_no_other(engine: Engine, site: FakeSite, vm: str) -> None:
+    verbs.create(engine, new_vm("b"))
+    site.world.allocate("a", cpu_quota=None)
+    site.world.allocate("b", cpu_weight=7)
+    site.world.fail("set_cpu_quota")
+    said = fixed(engine)
+    assert len(said) == 1
+    assert said[0].startswith("a: not mended: ")
+    assert found(engine) == [("a", Mend.REALLOCATE)]
+    assert site.world.vm("b").allocation.cpu_weight is None
+    assert fixed(engine) == []
+
+
+def test_findings_say_what_is_lost_and_what_helps(engine: Engine, site: FakeSite, vm: str) -> None:
+    site.world.allocate("a", cpu_quota=None)
+    (finding,) = doctor.as_findings(doctor.look(engine))
+    assert (finding.name, finding.status, finding.fixable) == ("drift:a", Health.DEGRADED, True)
+    assert finding.detail == "promised and in force differ: cpu_quota 150, is None"
+    assert finding.remedy == "hvctl doctor --fix"
