@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test check setup packages host bench-allocate clean
+.PHONY: demo test check setup packages host bench-allocate picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -26,6 +26,11 @@ check: setup
 bench-allocate: setup host
 	$(BIN)/hvctl image build micro
 	$(BIN)/python bench/allocate.py
+
+# Draws docs/terminal.svg from a real run.
+picture: setup host
+	$(BIN)/hvctl image build micro
+	$(BIN)/python bench/picture.py
 
 setup: packages .venv/ready
 
