@@ -6,22 +6,24 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test check setup packages host bench-allocate picture clean
+.PHONY: demo test check lint setup packages host bench-allocate picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
 
-test: setup host
+test: setup host lint
 	$(BIN)/hvctl image build micro
 	$(BIN)/hvctl image build debian
 	$(BIN)/pytest
 
-check: setup
+check: setup lint
+	$(BIN)/pytest -q -m "not host and not postgresql and not kills"
+
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not host and not postgresql and not kills" -q
 
 bench-allocate: setup host
 	$(BIN)/hvctl image build micro

@@ -48,6 +48,9 @@ class Database:
             backend = parsed.get_backend_name()
         except (ArgumentError, ValueError):
             raise UsageError("the database URL cannot be read.", _URLS) from None
+        if parsed.host and "@" in parsed.host:
+            # The rest of a password, which then would be told as a host's name.
+            raise UsageError("the database URL has more than one @.", "write %40 for one in a password")
         named = (parsed.query.get(n) for n in ("password", "sslpassword"))
         self._secrets = [str(s) for s in (parsed.password, *named) if s]
         self.path: Path | None = None

@@ -144,7 +144,7 @@ class LibvirtDomains:
         active = now.active
         weight, quota = parts.cpu_shares, parts.cpu_quota
         if active:
-            weight, quota = libvirt_tuning.cpu_in_force(domain, parts.vcpus)
+            weight, quota = libvirt_tuning.cpu_in_force(domain, parts.vcpus, (weight, quota))
         memory = libvirt_tuning.memory_in_force(domain, parts.memory) if active and parts.has_balloon else parts.memory
         running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
         ram = process.ram_file(running, parts.max_memory) if running else None

@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def _one_line(text: str) -> str:
+    """So that nobody's name can look like another row."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def complain(error: HvctlError) -> None:
     print(f"hvctl: {printable(error.message)}", file=sys.stderr)
     if error.hint:
@@ -82,10 +87,7 @@ def _escaped(match: re.Match[str]) -> str:
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     from rich.cells import cell_len
 
-    cells = [
-        list(headings),
-        *([printable(c).replace("\n", "\\n").replace("\t", "\\t") for c in line] for line in lines),
-    ]
+    cells = [list(headings), *([_one_line(c) for c in line] for line in lines)]
     widths = [max(cell_len(line[i]) for line in cells) for i in range(len(headings))]
     for line in cells:
         padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
@@ -103,7 +105,7 @@ def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence
     else:
         width = max((len(k) for k, _ in lines), default=0)
         for key, value in lines:
-            print(f"{key:<{width}}  {printable(value)}".rstrip())
+            print(f"{key:<{width}}  {_one_line(value)}".rstrip())
 
 
 def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]] = ()) -> None:

@@ -219,8 +219,10 @@ def plan_allocation(
         if nic != present:
             (shrink if nic == low_nic else grow).append(SetNicLimit(vm.uuid, nic))
     effects: list[Step] = shrink + grow
+    if record is not None and memory != goal.memory:
+        record = record.with_memory(memory)
     if record is not None and record != vm.record:
-        effects.append(SetRecord(vm.uuid, replace(record, allocation=replace(record.allocation, memory=memory))))
+        effects.append(SetRecord(vm.uuid, record))
     if not effects:
         return Plan(f"allocate {vm.name}", (), ("everything is as asked already",))
     return Plan(f"allocate {vm.name}", (Enter(Phase.TOUCHING), *effects), tuple(reasons))

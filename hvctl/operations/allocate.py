@@ -50,9 +50,9 @@ def allocate(
         if isinstance(plan, Refusal):
             return plan
         # Best effort may have raised the memory target to what the guest can give: that is what is promised.
-        for step in plan.steps:
-            if isinstance(step, SetMemory):
-                goal, record = replace(goal, memory=step.target), record.with_memory(step.target)
+        memory = next((s.target for s in plan.steps if isinstance(s, SetMemory)), vm.allocation.memory)
+        if memory != goal.memory:
+            goal, record = replace(goal, memory=memory), record.with_memory(memory)
         return Decision(
             plan,
             Before(vm=vm, wanted=goal, goal=record, holds=vm.state.active),

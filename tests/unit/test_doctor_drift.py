@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from faults.command import FakeSite
+
 from hvctl.decide.drift import Mend
+from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotUndoneError
 from hvctl.model.allocation import Change, NicChange
@@ -189,8 +190,6 @@ def test_a_dead_owners_operation_is_recovered(engine: Engine, site: FakeSite, vm
 
 
 def test_an_operation_that_is_under_way_is_no_drift(engine: Engine, site: FakeSite, vm: str) -> None:
-    from hvctl.engine.lock import vm_lock
-
     site.world.fail("set_cpu_quota", "DeadlineError")
     with pytest.raises(NotUndoneError):
         allocate(engine, "a", Change(cpu_quota=10))

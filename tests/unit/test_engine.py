@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,10 +11,11 @@ from faults.command import FakeSite
 
 from hvctl.engine import hands
 from hvctl.engine.faults import Faults
+from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import BusyError, Exit, HvctlError, NotUndoneError, RefusedError, UndoneError
 from hvctl.model.allocation import Change, NicChange
-from hvctl.model.operation import OpState, Outcome
+from hvctl.model.operation import OpState, Outcome, Phase
 from hvctl.model.vm import State
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
@@ -217,7 +218,7 @@ def test_undoing_a_first_allocation_takes_the_record_away_again(engine: Engine, 
     site.world.fail("set_record", "DeadlineError", after=True)
     with pytest.raises(NotUndoneError):
         allocate(engine, "foreign", Change(cpu_quota=50))
-    site.world.allocate("foreign", cpu_weight=9)
+    site.world.allocate("foreign", cpu_quota=70)
     assert [o.state for o in engine.sweep()] == [OpState.UNDONE]
     assert site.world.vm("foreign").record is None
     assert promised(engine) == {}
@@ -351,14 +352,9 @@ def test_a_recovery_that_cannot_see_the_process_waits(engine: Engine, site: Fake
 
 
 def test_a_busy_vm_names_the_operation_that_owns_it(engine: Engine, site: FakeSite) -> None:
-    from hvctl.engine.lock import vm_lock
-    from hvctl.model.operation import Phase
-
     uuid = created(engine, site)
     with vm_lock(site.settings.locks_dir, uuid, 0) as lock:
         lock.mark(4711, Phase.TOUCHING)
-        from dataclasses import replace
-
         engine.settings = replace(engine.settings, lock_wait=0.0)
         with pytest.raises(BusyError, match="operation 4711") as failed:
             allocate(engine, "a", GROWN)

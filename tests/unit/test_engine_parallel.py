@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from faults.command import FakeSite
 
+from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import BusyError, Exit, HvctlError, NotUndoneError, RefusedError, UndoneError
@@ -197,8 +198,6 @@ def test_many_changes_of_one_vm_take_turns(engine: Engine, site: FakeSite) -> No
 def test_who_does_not_wait_is_told_busy(engine: Engine, site: FakeSite) -> None:
     add_image(site)
     uuid = verbs.create(engine, new_vm("a")).vm_uuid
-    from hvctl.engine.lock import vm_lock
-
     with vm_lock(site.settings.locks_dir, uuid, 0):
         (answer,) = at_once(site, [lambda e: _impatient(e)])
     assert isinstance(answer, BusyError)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faults.command import FakeSite
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from faults.command import FakeSite
 from hvctl.adapters.fake import open_fake
 from hvctl.adapters.store import Store
 from hvctl.decide.admission import capacity_of, holders
@@ -31,7 +31,6 @@ from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from unit.enginehost import MIB, add_image, new_vm
-
 
 # Thousands of commits: what they cost on a disk is no matter here.
 MEMORY = Path("/dev/shm")

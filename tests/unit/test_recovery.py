@@ -175,7 +175,12 @@ def test_the_undone_allocation_goes_back_to_what_was() -> None:
 
 def test_a_guest_that_went_off_gets_its_definition_back() -> None:
     now = replace(OFF, allocation=NEW, record=Record(NEW))
-    found = ended(Kind.ALLOCATE, TOUCHING, now, Before(RUNNING, Record(replace(NEW, cpu_weight=5)), holds=True, wanted=replace(NEW, cpu_weight=5)))
+    found = ended(
+        Kind.ALLOCATE,
+        TOUCHING,
+        now,
+        Before(RUNNING, Record(replace(NEW, cpu_weight=5)), holds=True, wanted=replace(NEW, cpu_weight=5)),
+    )
     assert found.state is UNDONE
     assert set(names(found).split()) == {"set_memory", "set_vcpus", "set_cpu_quota", "set_record"}
 
