@@ -14,10 +14,11 @@ demo: setup host
 test: setup host lint
 	$(BIN)/hvctl image build micro
 	$(BIN)/hvctl image build debian
-	$(BIN)/pytest
+	$(BIN)/pytest -q -n 2 -m "not host"
+	$(BIN)/pytest -m host
 
 check: setup lint
-	$(BIN)/pytest -q -m "not host and not postgresql and not kills"
+	$(BIN)/pytest -q -n 2 -m "not host and not postgresql and not processes"
 
 lint: setup
 	$(BIN)/ruff format --check .

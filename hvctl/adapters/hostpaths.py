@@ -18,6 +18,8 @@ class HostPaths:
     libvirtd_pid: Path = Path("/run/libvirtd.pid")
     virtlogd_pid: Path = Path("/run/virtlogd.pid")
     tmpfiles: Path = Path("/etc/tmpfiles.d/hvctl.conf")
+    apparmor: Path = Path("/sys/module/apparmor/parameters/enabled")
+    apparmor_local: Path = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
     qemu: str = "qemu-system-x86_64"
 
 

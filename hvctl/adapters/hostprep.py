@@ -4,6 +4,7 @@ nothing is done until a change is applied; once all are applied, none is left.""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from hvctl.errors import HvctlError, RefusedError, UnreachableError
 from hvctl.settings import Settings
 
 BACKING = "memory_backing_dir"
+_BEGIN, _END = "# hvctl host prepare: begin", "# hvctl host prepare: end"
+_GLOB, _ESCAPED = re.compile(r'([\\*?\[\]{}^"])'), r"\\\1"
 Run = Callable[[Sequence[str]], "CompletedProcess[str]"]
 
 
@@ -115,6 +118,7 @@ def changes(settings: Settings, paths: HostPaths = HOST, run: Run = run_tool) ->
                 RestartLibvirt(settings.uri, paths),
             )
         )
+    found += _apparmor(settings, paths)
     found += _database(settings)
     return tuple(found)
 
@@ -221,6 +225,32 @@ def _backing_dir(settings: Settings, paths: HostPaths) -> list[HostChange]:
             SetBackingDir(paths.qemu_conf, str(wanted)),
         )
     ]
+
+
+def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
+    """libvirt confines each QEMU to the files in its domain's definition: what only hvctl gives it is denied. A profile
+    is read when a VM starts, so there is nothing to reload, and VMs that run keep the one they have."""
+    try:
+        if paths.apparmor.read_text().strip() != "Y" or not paths.apparmor_local.parent.is_dir():
+            return
+        now = paths.apparmor_local.read_text() if paths.apparmor_local.exists() else ""
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise UnreachableError(f"{e.filename} cannot be read: {e.strerror}.", "run hvctl as root") from e
+    rules = ((settings.vms_dir, "*/qmp/monitor.sock", "rw"), (settings.snapshots_dir, "*/*/vmstate.qcow2", "rwk"))
+    lines = [f'"{_GLOB.sub(_ESCAPED, str(root))}/{rest}" {rights},' for root, rest, rights in rules]
+    block = "\n".join([_BEGIN, *lines, _END]) + "\n"
+    others = re.sub(rf"{_BEGIN}\n.*?{_END}\n", "", now, flags=re.DOTALL)
+    wanted = (others if not others or others.endswith("\n") else f"{others}\n") + block
+    if now != wanted:
+        yield HostChange(
+            f"AppArmor rules in {paths.apparmor_local}",
+            "different" if _BEGIN in now else "missing",
+            "QEMU may make hvctl's monitor and open the device state of snapshots",
+            "add the lines; what else is in the file stays",
+            WriteFile(paths.apparmor_local, wanted),
+        )
 
 
 def _database(settings: Settings) -> Iterator[HostChange]:

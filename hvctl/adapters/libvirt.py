@@ -17,8 +17,8 @@ import libvirt_qemu
 
 from hvctl.adapters import domainxml, libvirt_tuning, process
 from hvctl.adapters.domainxml_read import qemu_ids
-from hvctl.adapters.libvirt_calls import Connection, clean, code_of, text_of, translate
-from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.adapters.libvirt_calls import Connection, clean, code_of, named, text_of, tolerant, translate
+from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, State, Vm, VmSpec
@@ -124,7 +124,7 @@ class LibvirtDomains:
 
     def get(self, ref: str) -> Vm:
         def look(connection: Any) -> Vm:
-            domain = _named(connection, ref)
+            domain = named(connection, ref)
             return self._seen(domain, tuple(domain.state()), bool(domain.isPersistent()))
 
         return self._connection.call(f"look at {clean(ref, 80)}", look)
@@ -216,35 +216,35 @@ class LibvirtDomains:
     def start(self, uuid: str) -> None:
         def act(domain: Any) -> None:
             if not domain.isActive():
-                _tolerant(domain.create, lambda: bool(domain.isActive()))
+                tolerant(domain.create, lambda: bool(domain.isActive()))
 
         self._effect(uuid, "start", act, seconds=_PROCESS_SECONDS)
 
     def shutdown(self, uuid: str) -> None:
         def act(domain: Any) -> None:
             if domain.isActive():
-                _tolerant(domain.shutdown, lambda: not domain.isActive())
+                tolerant(domain.shutdown, lambda: not domain.isActive())
 
         self._effect(uuid, "shut down", act, seconds=_SHUTDOWN_SECONDS)
 
     def destroy(self, uuid: str) -> None:
         def act(domain: Any) -> None:
             if domain.isActive():
-                _tolerant(domain.destroy, lambda: not domain.isActive())
+                tolerant(domain.destroy, lambda: not domain.isActive())
 
         self._if_there(uuid, "destroy", act, seconds=_PROCESS_SECONDS)
 
     def pause(self, uuid: str) -> None:
         def act(domain: Any) -> None:
             if _state_of(domain) is not State.PAUSED:
-                _tolerant(domain.suspend, lambda: _state_of(domain) is State.PAUSED)
+                tolerant(domain.suspend, lambda: _state_of(domain) is State.PAUSED)
 
         self._effect(uuid, "pause", act)
 
     def resume(self, uuid: str) -> None:
         def act(domain: Any) -> None:
             if _state_of(domain) is not State.RUNNING:
-                _tolerant(domain.resume, lambda: _state_of(domain) is State.RUNNING)
+                tolerant(domain.resume, lambda: _state_of(domain) is State.RUNNING)
 
         self._effect(uuid, "resume", act)
 
@@ -382,29 +382,8 @@ class LibvirtDomains:
         self._connection.call(f"{what} {uuid}", work, seconds)
 
 
-def _named(connection: Any, ref: str) -> Any:
-    """A UUID first: a foreign domain may bear another's UUID as its name."""
-    for lookup in (connection.lookupByUUIDString, connection.lookupByName):
-        try:
-            return lookup(ref)
-        except libvirt.libvirtError as e:
-            # A text that is no UUID at all is an invalid argument, which says no more than "not found".
-            if code_of(e) not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
-                raise
-    raise NotFoundError(f"there is no VM {clean(ref, 80)!r}.", "hvctl vm list shows the VMs there are")
-
-
 def _state_of(domain: Any) -> State:
     return _STATES.get(domain.state()[0], (State.OFF, ()))[0]
-
-
-def _tolerant(act: Callable[[], Any], done: Callable[[], bool]) -> None:
-    """Do it, and take an error for success if what was wanted holds: somebody else was quicker."""
-    try:
-        act()
-    except libvirt.libvirtError as e:
-        if code_of(e) == libvirt.VIR_ERR_NO_DOMAIN or not done():
-            raise
 
 
 def _version(number: int) -> str:

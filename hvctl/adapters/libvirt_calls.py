@@ -216,3 +216,24 @@ class Connection:
             return bool(connection.isAlive())
         except libvirt.libvirtError:
             return False
+
+
+def named(connection: Any, ref: str) -> Any:
+    """A UUID first: a foreign domain may bear another's UUID as its name."""
+    for lookup in (connection.lookupByUUIDString, connection.lookupByName):
+        try:
+            return lookup(ref)
+        except libvirt.libvirtError as e:
+            # A text that is no UUID at all is an invalid argument, which says no more than "not found".
+            if code_of(e) not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                raise
+    raise NotFoundError(f"there is no VM {clean(ref, 80)!r}.", "hvctl vm list shows the VMs there are")
+
+
+def tolerant(act: Callable[[], Any], done: Callable[[], bool]) -> None:
+    """Do it, and take an error for success if what was wanted holds: somebody else was quicker."""
+    try:
+        act()
+    except libvirt.libvirtError as e:
+        if code_of(e) == libvirt.VIR_ERR_NO_DOMAIN or not done():
+            raise

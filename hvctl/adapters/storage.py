@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hvctl.adapters import qemuimg
 from hvctl.adapters.imagestore import IMAGE_LINK
-from hvctl.errors import HvctlError, RefusedError, UnreachableError
+from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import DiskSpec, VmSpec
 from hvctl.settings import Settings
@@ -31,19 +31,28 @@ class FolderStorage:
         paths = [Path(spec.folder), *(Path(d.path).parent for d in spec.disks)]
         if any(path != folder for path in paths) or Path(spec.monitor).parent != folder / "qmp":
             raise RefusedError(f"the files of VM {spec.name} would lie outside {folder}.")
+        new = not folder.exists()
         try:
-            for path in (self._vms.parent, self._vms, folder):
-                path.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self._vms.parent.chmod(self._vms.parent.stat().st_mode | 0o011)
-            for path in (self._vms, folder):
-                path.chmod(0o711)
-            self._make_monitor_folder(folder / "qmp")
-            self._link_image(folder / IMAGE_LINK, Path(spec.kernel).parent)
-            for disk in spec.disks:
-                self._make_disk(disk)
-            _sync(folder)
-        except OSError as e:
-            raise UnreachableError(f"the files of VM {spec.name} cannot be made in {folder}: {e.strerror}.") from e
+            self._make(spec, folder)
+        except BaseException as e:
+            if new:
+                # Nobody undoes a step that failed, and nothing of a VM that never was may stay.
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(e, OSError):
+                raise HvctlError(f"the files of VM {spec.name} cannot be made in {folder}: {e.strerror}.") from e
+            raise
+
+    def _make(self, spec: VmSpec, folder: Path) -> None:
+        for path in (self._vms.parent, self._vms, folder):
+            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._vms.parent.chmod(self._vms.parent.stat().st_mode | 0o011)
+        for path in (self._vms, folder):
+            path.chmod(0o711)
+        self._make_monitor_folder(folder / "qmp")
+        self._link_image(folder / IMAGE_LINK, Path(spec.kernel).parent)
+        for disk in spec.disks:
+            self._make_disk(disk)
+        _sync(folder)
 
     def remove(self, uuid: str) -> None:
         folder = self._folder(uuid)

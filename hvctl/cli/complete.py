@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from hvctl.errors import HvctlError
-from hvctl.settings import load_settings
+from hvctl.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from hvctl.ports import Domains
 
 
 def vm_names(incomplete: str) -> list[str]:
-    settings = load_settings()
-    if not settings.uri.startswith("qemu:///"):
-        return []
     try:
-        from hvctl.adapters.libvirt import LibvirtDomains
-
-        domains = LibvirtDomains(settings)
+        settings = load_settings()
+        domains = _domains(settings)
         try:
             return [vm.name for vm in domains.list() if vm.name.startswith(incomplete)]
         finally:
             domains.close()
     except HvctlError:
         return []
+
+
+def _domains(settings: Settings) -> Domains:
+    """libvirt alone, without the kernel's traffic control and the insides of QEMU, which take longer to load."""
+    if settings.uri.startswith("qemu:///"):
+        from hvctl.adapters.libvirt import LibvirtDomains
+
+        return LibvirtDomains(settings)
+    from hvctl.engine.runtime import open_host
+
+    return open_host(settings).domains
 
 
 def snapshot_names(context: typer.Context, incomplete: str) -> list[str]:

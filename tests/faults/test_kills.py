@@ -17,7 +17,7 @@ from hvctl.engine.runtime import open_engine
 from hvctl.model.image import DefaultDisk, Image
 from hvctl.model.vm import State
 
-pytestmark = pytest.mark.kills
+pytestmark = pytest.mark.processes
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ from host.outside import Guest, virsh
 from host.site import Site
 from hvctl.adapters import imagestore
 
-# What hvctl does not know and must keep: a comment, an element of another tool's and a title.
+# With what hvctl does not know and must keep: an element of another tool's and a title.
 _DOMAIN = """
 <domain type='qemu'>
   <name>{name}</name>
@@ -47,8 +47,10 @@ def foreign(site: Site, boots: bool = True) -> Iterator[Guest]:
     xml = _DOMAIN.format(name=name, uuid=identity, boot=boot if boots else "", disk=disk, bridge=site.bridge)
     virsh("define", "/dev/stdin", stdin=xml)
     guest = Guest(name, identity)
-    yield guest
-    if guest.state != "shut off":
-        virsh("destroy", identity)
-    virsh("undefine", identity)
-    disk.unlink()
+    try:
+        yield guest
+    finally:
+        if guest.state != "shut off":
+            virsh("destroy", identity)
+        virsh("undefine", identity)
+        disk.unlink()

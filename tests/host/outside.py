@@ -106,7 +106,10 @@ class Guest:
         """Internal snapshots in the overlays of a VM that is off."""
         listed = (
             subprocess.run(
-                ["qemu-img", "snapshot", "-l", "-f", "qcow2", str(path)], capture_output=True, text=True, check=True
+                ["qemu-img", "snapshot", "-l", "-U", "-f", "qcow2", str(path)],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             for path in self.overlays()
         )

@@ -121,8 +121,10 @@ class Site:
     def created(self, *options: str) -> Iterator[Guest]:
         """A VM that is gone after it."""
         guest = self.create(*options)
-        yield guest
-        self.ok("vm", "delete", guest.name, "--force")
+        try:
+            yield guest
+        finally:
+            self.ok("vm", "delete", guest.name, "--force")
 
     # --- what is left
 

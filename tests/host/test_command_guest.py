@@ -44,8 +44,10 @@ def test_exec_cuts_each_stream_and_says_so(site: Site, vm: Guest) -> None:
 
 
 def test_exec_has_a_deadline_and_leaves_the_program_alone(site: Site, vm: Guest) -> None:
-    assert "still runs" in site.refused(6, "vm", "exec", vm.name, "--timeout", "0.5", "--", "sleep", "777")
-    vm.run("kill $(pgrep -f 'sleep 777')")
+    assert "still runs" in site.refused(
+        6, "vm", "exec", vm.name, "--timeout", "0.5", "--", "sh", "-c", "echo $$ > /run/late; exec sleep 777"
+    )
+    vm.run("kill $(cat /run/late)")
 
 
 def test_exec_of_a_program_that_is_not_there_or_a_vm_that_does_not_run(site: Site, vm: Guest) -> None:

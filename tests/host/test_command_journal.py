@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from host.outside import Guest, ifbs
+from host.outside import Guest, await_true, ifbs
 from host.site import Site, await_stopped, ended
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
@@ -64,8 +64,6 @@ def test_a_vm_that_is_busy_is_not_touched(site: Site, vm: Guest) -> None:
 
 
 def await_row(site: Site) -> list[int]:
-    from host.outside import await_true
-
     await_true(lambda: bool(site.open_rows()), "an operation is open")
     return site.open_rows()
 

@@ -13,7 +13,7 @@ from host.site import Site
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
 
-RNG = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+RNG = "<rng model='virtio'><backend model='random'>/dev/urandom</backend><alias name='ua-extra'/></rng>"
 
 
 def names(site: Site, guest: Guest) -> dict[str, str]:
@@ -24,7 +24,7 @@ def names(site: Site, guest: Guest) -> dict[str, str]:
 def test_ram_and_disk_go_back_and_the_process_stays(site: Site, vm: Guest) -> None:
     pid = vm.pid
     vm.mark("old")
-    vm.run("sleep 4321 > /dev/null 2>&1 &")
+    vm.run("sleep 4321 > /dev/null 2>&1 & echo $! > /run/sleeper")
     assert site.run("snapshot", "take", vm.name, "s", "--dry-run", "--exit-code").returncode == 10
     assert (names(site, vm), vm.nodes(), vm.tags()) == ({}, [], [])
     site.ok("snapshot", "take", vm.name, "s")
@@ -33,7 +33,7 @@ def test_ram_and_disk_go_back_and_the_process_stays(site: Site, vm: Guest) -> No
 
     for spoiled in ("new", "newer"):
         vm.mark(spoiled)
-        vm.run("rm /etc/profile; kill $(pgrep -f 'sleep 4321')")
+        vm.run("rm /etc/profile; kill $(cat /run/sleeper)")
         assert site.run("reset", vm.name, "--to", "s", "--dry-run", "--exit-code").returncode == 10
         assert vm.marks() == (spoiled, spoiled)
         done = site.json("reset", vm.name, "--to", "s")
@@ -42,7 +42,7 @@ def test_ram_and_disk_go_back_and_the_process_stays(site: Site, vm: Guest) -> No
         assert {"restore_ram", "load_state", "set_clock", "reseed"} <= {s["name"] for s in done["steps"]}
         assert done["warnings"] == []
         assert vm.marks() == ("old", "old")
-        assert vm.run("test -e /etc/profile; pgrep -f 'sleep 4321' | wc -l").strip() == "1"
+        assert vm.run("test -e /etc/profile && tr '\\0' ' ' < /proc/$(cat /run/sleeper)/cmdline") == "sleep 4321 "
         assert abs(int(vm.run("date +%s")) - time.time()) < 5
     assert (vm.nodes(), vm.tags()) == ([node], [tag])
 
@@ -50,7 +50,7 @@ def test_ram_and_disk_go_back_and_the_process_stays(site: Site, vm: Guest) -> No
     assert vm.tags() == [tag]
     site.ok("snapshot", "delete", vm.name, "s")
     assert (vm.nodes(), vm.tags()) == ([], [])
-    vm.run("kill $(pgrep -f 'sleep 4321')")
+    vm.run("kill $(cat /run/sleeper)")
 
 
 def test_a_snapshot_without_a_name_and_what_is_told_of_it(site: Site, vm: Guest) -> None:
@@ -107,7 +107,7 @@ def test_a_device_that_was_plugged_since_is_in_the_way(site: Site, vm: Guest, tm
         assert "is new" in names(site, vm)["s"]
         assert (vm.marks(), vm.state) == (("mine", "mine"), "running")
     finally:
-        virsh("detach-device", vm.uuid, str(device), "--live")
+        virsh("detach-device-alias", vm.uuid, "ua-extra", "--live")
         await_true(lambda: len(vm.xml().findall("devices/rng")) == devices, "the device is gone")
     assert names(site, vm)["s"] == "ready"
     site.ok("snapshot", "delete", vm.name, "s")

@@ -68,10 +68,10 @@ def test_t21_a_foreign_domain_with_such_a_name_is_listed_and_shown(tmp_path: Pat
             done = site.run("-f", form.value, *words)
             assert done.returncode == 0, done.stderr
             assert acts(done.stdout) <= ({"\r", "\t"} if form is Format.CSV else set())
-    assert site.json("vm", "show", uuid)["name"] == HOSTILE
+    assert site.json("vm", "show", uuid)["vm"]["name"] == HOSTILE
     refused = site.run("vm", "delete", uuid)
     assert refused.returncode != 0
-    assert not acts(refused.stderr)
+    assert acts(refused.stderr) <= {"\t"}  # what libvirt lets a name hold, and a terminal only moves on for
 
 
 def answers(*replies: Any) -> Callable[..., Any]:

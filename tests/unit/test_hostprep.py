@@ -14,7 +14,7 @@ import pytest
 
 from hvctl.adapters import daemons, kvmdevice, qemuconf
 from hvctl.adapters.hostpaths import HostPaths
-from hvctl.adapters.hostprep import HostChange, RestartLibvirt, apply, changes
+from hvctl.adapters.hostprep import HostChange, RestartLibvirt, _apparmor, apply, changes
 from hvctl.adapters.probes import kvm
 from hvctl.errors import HvctlError, NotUndoneError, RefusedError, UnreachableError
 from hvctl.model.finding import Health
@@ -96,6 +96,8 @@ def paths(tmp_path: Path) -> HostPaths:
         libvirtd_pid=tmp_path / "libvirtd.pid",
         virtlogd_pid=tmp_path / "virtlogd.pid",
         tmpfiles=tmp_path / "hvctl.conf",
+        apparmor=tmp_path / "apparmor",
+        apparmor_local=tmp_path / "local" / "libvirt-qemu",
     )
     process(found, 1, "init")
     found.qemu_conf.write_text(CONF)
@@ -339,3 +341,42 @@ def test_with_systemd_the_unit_is_restarted(settings: Settings, running: HostPat
     assert "systemctl restart libvirtd.service" in tools.effects
     assert "libvirtd -d" not in tools.effects
     assert changes(settings, running, tools) == ()
+
+
+# --- AppArmor
+
+
+def rules(settings: Settings, paths: HostPaths, tools: Tools) -> list[HostChange]:
+    return [c for c in changes(settings, paths, tools) if c.name.startswith("AppArmor")]
+
+
+@pytest.mark.parametrize("enabled", [None, "N\n"])
+def test_no_rules_where_apparmor_is_off(
+    enabled: str | None, settings: Settings, paths: HostPaths, tools: Tools
+) -> None:
+    paths.apparmor_local.parent.mkdir()
+    if enabled is not None:
+        paths.apparmor.write_text(enabled)
+    assert rules(settings, paths, tools) == []
+
+
+def test_rules_are_added_once_and_what_others_wrote_stays(settings: Settings, paths: HostPaths, tools: Tools) -> None:
+    paths.apparmor.write_text("Y\n")
+    paths.apparmor_local.parent.mkdir()
+    paths.apparmor_local.write_text("/srv/iso/** r,  # somebody's")
+    (change,) = rules(settings, paths, tools)
+    apply(change, tools)
+    assert rules(settings, paths, tools) == []
+    assert paths.apparmor_local.read_text().splitlines() == [
+        "/srv/iso/** r,  # somebody's",
+        "# hvctl host prepare: begin",
+        f'"{settings.vms_dir}/*/qmp/monitor.sock" rw,',
+        f'"{settings.snapshots_dir}/*/*/vmstate.qcow2" rwk,',
+        "# hvctl host prepare: end",
+    ]
+    moved = Settings(state_dir="/odd [place]*", run_dir=settings.run_dir, ram_dir=settings.ram_dir)
+    (change,) = (c for c in _apparmor(moved, paths))
+    apply(change, tools)
+    text = paths.apparmor_local.read_text()
+    assert text.count("begin") == text.count("somebody") == 1
+    assert r'"/odd \[place\]\*/vms/*/qmp/monitor.sock" rw,' in text

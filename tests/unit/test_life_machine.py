@@ -3,6 +3,7 @@ in between: after a sweep the contract of operations.md holds."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -113,16 +114,12 @@ class Life(RuleBasedStateMachine):
         """One command that may fail or die, somebody else after it, and a recovery that may die as well."""
         first, second = plan[:1], plan[1:]
         outcome = None
-        try:
+        with contextlib.suppress(HvctlError, Killed):
             outcome = run(self.fresh(first))
-        except (HvctlError, Killed):
-            pass
         if outside:
             self.others(outside)
-        try:
+        with contextlib.suppress(Killed):
             self.fresh([(n, "kill") for n, _ in second]).sweep()
-        except Killed:
-            pass
         self.engine = self.fresh([])
         self.engine.sweep()
         return None if outside else outcome
@@ -310,7 +307,7 @@ def test_the_contract_holds_through_any_life(migrated: Path, monkeypatch: pytest
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=20,
             derandomize=True,
             deadline=None,

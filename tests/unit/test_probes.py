@@ -537,6 +537,22 @@ def test_a_file_of_another_user_is_found_and_qemus_own_is_not(
     assert permissions.probe(prepared, paths).status is Health.OK
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_an_image_of_qemus_user_is_found_and_the_link_of_a_vm_to_its_image_is_not(
+    prepared: Settings, paths: HostPaths
+) -> None:
+    paths.qemu_conf.write_text('user = "+12345"\n')
+    image = prepared.images_dir / "micro"
+    (prepared.vms_dir / "u/image").symlink_to(image)
+    assert permissions.probe(prepared, paths).status is Health.OK
+    os.chown(image / "kernel", 12345, 12345)
+    assert "every VM boots" in wrong(permissions.probe(prepared, paths), Health.FAILING)
+    os.chown(image / "kernel", 0, 0)
+    (prepared.vms_dir / "u/image").unlink()
+    (prepared.vms_dir / "u/image").symlink_to("/etc")
+    assert "symbolic link" in wrong(permissions.probe(prepared, paths), Health.FAILING)
+
+
 def test_a_parent_that_others_may_write_is_found_unless_it_is_sticky(settings: Settings, paths: HostPaths) -> None:
     parent = Path(settings.state_dir) / "deep"
     inner = replace(settings, state_dir=str(parent / "state"))

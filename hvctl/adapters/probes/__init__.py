@@ -80,9 +80,13 @@ def _guarded(name: str, probe: Probe, settings: Settings, paths: HostPaths) -> F
     try:
         return probe.ask(settings, paths)
     except HvctlError as e:
-        return failing(name, e.message.removesuffix("."), "this check", e.hint or f"hvctl --debug doctor {name}")
+        return failing(
+            name, e.message.removesuffix("."), "this check", e.hint or f"hvctl --debug doctor --probe {name}"
+        )
     except Exception as e:
-        return failing(name, f"the probe broke: {type(e).__name__}: {e}", "this check", f"hvctl --debug doctor {name}")
+        return failing(
+            name, f"the probe broke: {type(e).__name__}: {e}", "this check", f"hvctl --debug doctor --probe {name}"
+        )
 
 
 def _no_answer(name: str, probe: Probe) -> Finding:

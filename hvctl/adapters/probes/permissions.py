@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hvctl.adapters.hostpaths import HOST, HostPaths
 from hvctl.adapters.hostprep import folders
+from hvctl.adapters.imagestore import IMAGE_LINK
 from hvctl.adapters.qemuconf import setting
 from hvctl.model.finding import Finding, failing, ok
 from hvctl.settings import Settings
@@ -42,7 +43,8 @@ def _faults(settings: Settings, paths: HostPaths) -> Iterator[Fault]:
     roots = [Path(d) for d in (settings.state_dir, settings.run_dir, settings.ram_dir)]
     for parent in sorted({p for root in roots for p in root.parents}):
         yield from _parent_faults(parent)
-    tree = _Tree(dict(folders(settings)), {os.geteuid(), *_qemu_owner(paths)}, settings.images_dir)
+    owners = {os.geteuid(), *_qemu_owner(paths)}
+    tree = _Tree(dict(folders(settings)), owners, settings.images_dir, settings.vms_dir)
     for folder in tree.modes:
         if not os.path.lexists(folder):
             yield folder, "is missing", PREPARE
@@ -71,6 +73,11 @@ class _Tree:
     modes: Mapping[Path, int]
     owners: set[int]
     public: Path
+    vms: Path
+
+    def _image_link(self, path: Path) -> bool:
+        """What storage makes in the folder of each VM, for the image that it boots from."""
+        return path.name == IMAGE_LINK and path.parent.parent == self.vms and path.readlink().parent == self.public
 
     def faults(self, path: Path, closed: bool = False) -> Iterator[Fault]:
         """Of a path and all below it. closed: others cannot pass a folder above it, so its own mode is no matter."""
@@ -87,6 +94,8 @@ class _Tree:
     def _fault(self, path: Path, status: os.stat_result, closed: bool) -> Fault | None:
         mode = status.st_mode
         if stat.S_ISLNK(mode):
+            if self._image_link(path):
+                return None
             return path, "is a symbolic link", f"look where it leads and remove it: ls -l {path}"
         if path in self.modes:
             if not stat.S_ISDIR(mode):
@@ -96,6 +105,8 @@ class _Tree:
             return None
         if status.st_uid not in self.owners:
             return path, f"belongs to user {status.st_uid}", f"find out why, then chown root {path}"
+        if path.is_relative_to(self.public) and status.st_uid != os.geteuid():
+            return path, f"belongs to user {status.st_uid}, who could change what every VM boots", f"chown root {path}"
         if closed:
             return None
         if mode & OTHERS_WRITE:
