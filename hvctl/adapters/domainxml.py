@@ -132,6 +132,15 @@ def adopted(xml: str, monitor_path_new: str) -> str:
     if monitor_path(root) is None:
         root = _with_namespace(root)
         _add_monitor(root, monitor_path_new)
+    return _document(root)
+
+
+def plain(xml: str) -> str:
+    """The same document as `adopted` writes one, so that the two differ only in what changes."""
+    return _document(parse(xml))
+
+
+def _document(root: Any) -> str:
     return "\n".join(etree.tostring(part, encoding="unicode", with_tail=False) for part in _top(root)) + "\n"
 
 

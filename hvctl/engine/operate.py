@@ -68,7 +68,7 @@ class Engine:
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
         """What change() would do now: the same decision and the same admission, no effect."""
-        vm = observe(self.host, ref, guest=True) if ref else None
+        vm = self._observed(ref) if ref else None
         decision = _decided(decide(vm))
         check = self._admission(vm.uuid if vm else "", decision.wanted)
         if check:
@@ -87,7 +87,7 @@ class Engine:
             recover_vm(self, lock, uuid)
             if known := self._known(key):
                 return self._replayed(kind, known)
-            vm = None if new else observe(self.host, uuid, guest=True)
+            vm = None if new else self._observed(uuid)
             name = vm.name if vm else new
             try:
                 decision = _decided(decide(vm))
@@ -217,6 +217,13 @@ class Engine:
             else:
                 seen.append(vm)
         return seen
+
+    def _observed(self, ref: str) -> Vm:
+        """The VM as it is; what the domain's metadata lost of the promise, the database still knows."""
+        vm = observe(self.host, ref, guest=True)
+        if vm.record is not None:
+            return vm
+        return replace(vm, record=self.store.record_of(self.facts.name, vm.uuid))
 
     def _refuse_quarantined(self, kind: Kind, uuid: str, vm: Vm | None) -> None:
         """Only another QEMU process ends a quarantine: a later operation that was undone does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,9 @@ from hvctl.model.vm import Accel, Vm
 from hvctl.operations.vm import adoption
 from hvctl.ports import Host
 from hvctl.settings import Settings
+
+# What a definition says of consoles: passwd='…'
+_PASSWORD = re.compile(r"""(passwd=["'])[^"']*""")
 
 
 @contextmanager
@@ -108,7 +112,7 @@ def _described(taken: Snapshot, status: str) -> dict[str, Any]:
 
 
 def adoption_diff(engine: Engine, ref: str) -> str:
-    """The change to the definition as a unified diff; empty if nothing has to change."""
-    xml, adopted = adoption(engine, engine.host.domains.get(ref))
+    """The change to the definition as a unified diff, without passwords; empty if nothing has to change."""
+    xml, adopted = (_PASSWORD.sub(r"\1…", text) for text in adoption(engine, engine.host.domains.get(ref)))
     lines = difflib.unified_diff(xml.splitlines(), adopted.splitlines(), "as it is", "for warm resets", lineterm="")
     return "\n".join(lines)

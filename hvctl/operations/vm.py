@@ -193,7 +193,7 @@ def adoption(engine: Engine, vm: Vm) -> tuple[str, str]:
     """The VM's definition as it is, and as warm resets need it."""
     from hvctl.adapters import domainxml
 
-    xml = engine.host.domains.xml(vm.uuid)
+    xml = domainxml.plain(engine.host.domains.xml(vm.uuid))
     return xml, domainxml.adopted(xml, str(engine.settings.vms_dir / vm.uuid / "qmp" / "monitor.sock"))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgresql import Cluster, postgresql_cluster  # noqa: F401 - a fixture
 
 from faults.command import FakeSite
-from postgresql import Cluster, postgresql_cluster  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.postgresql
 

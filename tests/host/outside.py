@@ -104,16 +104,9 @@ class Guest:
 
     def stored_tags(self) -> list[str]:
         """Internal snapshots in the overlays of a VM that is off."""
-        listed = (
-            subprocess.run(
-                ["qemu-img", "snapshot", "-l", "-U", "-f", "qcow2", str(path)],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            for path in self.overlays()
-        )
-        return [line for done in listed for line in done.stdout.splitlines()]
+        command = ("qemu-img", "info", "-U", "-f", "qcow2", "--output", "json")
+        answers = (json.loads(subprocess.check_output([*command, str(path)])) for path in self.overlays())
+        return sorted(s["name"] for answer in answers for s in answer.get("snapshots", ()))
 
     # --- the guest
 

@@ -71,8 +71,8 @@ def test_a_snapshot_without_a_name_and_what_is_told_of_it(site: Site, vm: Guest)
     site.ok("snapshot", "delete", vm.name, shown["id"])
 
 
-def test_a_reset_takes_the_allocation_of_the_snapshot_along(site: Site, vm: Guest) -> None:
-    """vCPUs and the balloon are the guest's; bandwidth and IOPS are the host's, and stay."""
+def test_a_vcpu_that_was_plugged_since_is_in_the_way(site: Site, vm: Guest) -> None:
+    """The devices are no longer those of the snapshot, also when the guest has the new vCPU offline again."""
     site.ok("snapshot", "take", vm.name, "small")
     site.ok("allocate", vm.name, "--vcpus", "2", "--memory", "320MiB", "--net-in", "8Mbit")
     site.refused(5, "reset", vm.name, "--to", "small")
@@ -120,7 +120,7 @@ def test_another_qemu_process_is_in_the_way_and_stop_drops_all(site: Site) -> No
         old = guest.pid
         virsh("destroy", guest.uuid)
         assert "QEMU process" in names(site, guest)["s"]
-        assert any("hvctl-" in line for line in guest.stored_tags())
+        assert len(guest.stored_tags()) == 1
         virsh("start", guest.uuid)
         guest.await_boot()
         guest.mark("mine")

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from faults.command import FakeSite
 
+from hvctl.adapters.fake import FakeWorld
 from hvctl.decide.drift import Mend
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
+from hvctl.engine.runtime import open_engine
 from hvctl.errors import NotUndoneError
-from hvctl.model.allocation import Change, NicChange
+from hvctl.model.allocation import Allocation, Change, NicChange, Record
 from hvctl.model.finding import Health
 from hvctl.model.operation import OpState
 from hvctl.model.vm import State
@@ -20,6 +22,7 @@ from hvctl.operations import doctor
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
+from hvctl.settings import Settings
 from unit.enginehost import GROWN, MIB, add_image, last, new_vm, promised, seen
 
 
@@ -237,3 +240,19 @@ def test_findings_say_what_is_lost_and_what_helps(engine: Engine, site: FakeSite
     assert (finding.name, finding.status, finding.fixable) == ("drift:a", Health.DEGRADED, True)
     assert finding.detail == "promised and in force differ: cpu_quota 150, is None"
     assert finding.remedy == "hvctl doctor --fix"
+
+
+def test_a_change_after_the_metadata_was_lost_keeps_what_the_database_knows(tmp_path: Path) -> None:
+    """Labels, protection and image are not forgotten because somebody spoiled the domain's metadata."""
+    world = FakeWorld(tmp_path / "world.json")
+    record = Record(Allocation(1, 256 << 20), image="micro", labels={"k": "v"}, protected=True)
+    world.add_vm("a", record=record)
+    settings = Settings(uri=world.uri, state_dir=str(tmp_path), run_dir=str(tmp_path), ram_dir=str(tmp_path))
+    with open_engine(settings) as engine:
+        allocate(engine, "a", Change(vcpus=2))
+        engine.host.domains.set_record(world.vm("a").uuid, None)
+        allocate(engine, "a", Change(cpu_weight=50))
+    kept = world.vm("a").record
+    assert kept is not None
+    assert (kept.image, kept.labels, kept.protected) == ("micro", {"k": "v"}, True)
+    assert (kept.allocation.vcpus, kept.allocation.cpu_weight) == (2, 50)
