@@ -120,6 +120,10 @@ class Storage(Protocol):
 
     def make_disks(self, spec: VmSpec) -> None: ...
 
+    def make_monitor_folder(self, uuid: str) -> None:
+        """The VM's folder with the one in it where only QEMU makes its socket; the monitor's path leads there."""
+        ...
+
     def remove(self, uuid: str) -> None:
         """Remove the folder of a VM; absent already is fine."""
         ...

@@ -42,17 +42,30 @@ class FolderStorage:
                 raise HvctlError(f"the files of VM {spec.name} cannot be made in {folder}: {e.strerror}.") from e
             raise
 
+    def make_monitor_folder(self, uuid: str) -> None:
+        folder = self._folder(uuid)
+        try:
+            self._make_folders(folder)
+        except OSError as e:
+            raise HvctlError(f"the folder {folder} cannot be made: {e.strerror}.", "hvctl host prepare") from e
+
     def _make(self, spec: VmSpec, folder: Path) -> None:
+        self._make_folders(folder)
+        self._link_image(folder / IMAGE_LINK, Path(spec.kernel).parent)
+        for disk in spec.disks:
+            self._make_disk(disk)
+        _sync(folder)
+
+    def _make_folders(self, folder: Path) -> None:
         for path in (self._vms.parent, self._vms, folder):
             path.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._vms.parent.chmod(self._vms.parent.stat().st_mode | 0o011)
         for path in (self._vms, folder):
             path.chmod(0o711)
-        self._make_monitor_folder(folder / "qmp")
-        self._link_image(folder / IMAGE_LINK, Path(spec.kernel).parent)
-        for disk in spec.disks:
-            self._make_disk(disk)
-        _sync(folder)
+        monitor = folder / "qmp"
+        monitor.mkdir(mode=0o700, exist_ok=True)
+        os.chown(monitor, *self._owner)
+        monitor.chmod(0o700)
 
     def remove(self, uuid: str) -> None:
         folder = self._folder(uuid)
@@ -74,11 +87,6 @@ class FolderStorage:
         if not _is_uuid(vm):
             raise RefusedError(f"{vm!r} is not the UUID of a VM.")
         return self._vms / vm
-
-    def _make_monitor_folder(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        os.chown(folder, *self._owner)
-        folder.chmod(0o700)
 
     def _link_image(self, link: Path, image: Path) -> None:
         """So that the image cannot be deleted while the VM is there. A kernel from elsewhere is not ours to keep."""

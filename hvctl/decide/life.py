@@ -15,6 +15,7 @@ from hvctl.model.plan import (
     DropSnapshot,
     Enter,
     MakeDisks,
+    MakeMonitorFolder,
     Plan,
     Redefine,
     Refusal,
@@ -57,10 +58,14 @@ def plan_start(vm: Vm, snapshots: Sequence[Snapshot]) -> Plan | Refusal:
     return Plan(f"start {vm.name}", tuple(steps))
 
 
-def plan_stop(vm: Vm, snapshots: Sequence[Snapshot], *, force: bool, seconds: float) -> Plan:
+def plan_stop(vm: Vm, snapshots: Sequence[Snapshot], *, force: bool, seconds: float) -> Plan | Refusal:
     """Ask the guest, or end its process with force; what belongs to the process goes with it."""
     if not vm.state.active:
         return Plan(f"stop {vm.name}", (), ("it is off already",))
+    if vm.state is not State.RUNNING and not force:
+        return Refusal(
+            f"{vm.name} is {vm.state} ({vm.reason}): its guest cannot power off.", f"hvctl vm stop {vm.name} --force"
+        )
     end: Step = Destroy(vm.uuid) if force else Shutdown(vm.uuid, seconds)
     reasons = (f"drops {len(snapshots)} snapshots: they live in the QEMU process",) if snapshots else ()
     return Plan(f"stop {vm.name}", (Enter(Phase.TOUCHING), end, ClearNics(vm.uuid), *_stale(snapshots)), reasons)
@@ -100,7 +105,7 @@ def plan_adopt(vm: Vm, xml: str, adopted: str) -> Plan | Refusal:
         return Refusal(f"{vm.name} is transient: it has no definition to change.", "`virsh define` it first")
     if adopted == xml and vm.record is not None:
         return Plan(f"adopt {vm.name}", (), ("it has what warm resets need already",))
-    steps: list[Step] = [Redefine(vm.uuid, adopted)] if adopted != xml else []
+    steps: list[Step] = [MakeMonitorFolder(vm.uuid), Redefine(vm.uuid, adopted)] if adopted != xml else []
     if vm.record is None:
         steps.append(SetRecord(vm.uuid, Record(vm.allocation)))
     return Plan(f"adopt {vm.name}", tuple(steps), ("takes effect when the VM is started the next time",))

@@ -66,7 +66,8 @@ def answer(
         case Kind.ADOPT:
             if before.xml is None or now is None:
                 return Answer(OpState.UNDONE, reason="nothing was changed")
-            return Answer(OpState.UNDONE, (Redefine(uuid, before.xml),), "the definition is as before")
+            folder: tuple[Step, ...] = (RemoveFiles(uuid),) if before.vm and before.vm.monitor is None else ()
+            return Answer(OpState.UNDONE, (Redefine(uuid, before.xml), *folder), "the definition is as before")
         case Kind.PROTECT:
             done = now is not None and now.record == before.goal
             return Answer(OpState.DONE if done else OpState.UNDONE, goal_holds=done, reason="as observed")

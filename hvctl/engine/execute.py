@@ -122,7 +122,8 @@ class Execution:
 
     def _failed(self, step: Step, cause: Exception) -> StepError:
         error = StepError(step, cause)
-        if self.kind is Kind.RESET and self.phase is Phase.TOUCHING and isinstance(step, LoadState):
+        # A load that failed has left a dead machine; anything else of a reset may be done again from the start.
+        if isinstance(step, LoadState) and not isinstance(cause, UNKNOWN):
             error.torn = True
         elif isinstance(cause, UNKNOWN) or self.phase is Phase.COMMITTED or self._irreversible:
             error.unknown = True

@@ -43,6 +43,10 @@ def apply(host: Host, step: p.Step, margin: int) -> Applied:
         case p.MakeDisks(spec):
             host.storage.make_disks(spec)
             return Applied(p.RemoveFiles(spec.uuid))
+        case p.MakeMonitorFolder(uuid):
+            new = uuid not in host.storage.folders()
+            host.storage.make_monitor_folder(uuid)
+            return Applied(p.RemoveFiles(uuid) if new else None)
         case p.RemoveFiles(uuid):
             host.storage.remove(uuid)
             return Applied()

@@ -155,12 +155,15 @@ class Engine:
     def _failed(self, lock: VmLock, operation: Operation, run: Execution, error: StepError) -> None:
         """Close the row as what it is, and tell the operator; always raises."""
         what = f"{operation.kind} of {operation.vm_name} failed at {step_name(error.step)}: {error.message}"
-        if error.unknown:
+        lost = operation.kind is Kind.RESET and self._process_ended(operation)
+        if error.unknown and not lost:
             raise NotUndoneError(
                 f"{what} The result is unknown, so the operation stays open.", "hvctl recover ends it"
             ) from error.cause
         kind: type[NotUndoneError | UndoneError]
-        if error.torn:
+        if lost:
+            state, kind, tail = OpState.FAILED, NotUndoneError, "The QEMU process has ended, and with it the guest."
+        elif error.torn:
             state, kind, tail = OpState.QUARANTINED, NotUndoneError, "The guest stays paused: its memory is mixed."
         elif error.undo_failed:
             state, kind = OpState.FAILED, NotUndoneError
@@ -169,10 +172,19 @@ class Engine:
             state, kind, tail = OpState.UNDONE, UndoneError, "Everything is as it was."
         self.store.close_operation(operation.id, state, reason=f"{error.message} {tail}", steps=run.records)
         lock.clear()
-        hint = error.hint
-        if error.torn:
+        hint = f"hvctl vm start {operation.vm_name} boots it from its disks" if lost else error.hint
+        if error.torn and not lost:
             hint = f"hvctl vm stop {operation.vm_name} --force, then start it: it boots from its disks"
         raise kind(f"{what} {tail}", hint) from error.cause
+
+    def _process_ended(self, operation: Operation) -> bool:
+        """Whether the VM's QEMU is surely not the one that the operation began with."""
+        before = codec.load(Before, operation.before)
+        try:
+            now = self.host.domains.get(operation.vm_uuid)
+        except HvctlError:
+            return False
+        return before.vm is not None and now.process != before.vm.process
 
     def sweep(self) -> list[Operation]:
         """Recover every operation whose owner is dead; those that cannot be observed now stay open."""

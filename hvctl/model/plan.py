@@ -29,6 +29,13 @@ class MakeDisks:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeMonitorFolder:
+    """The folder in which QEMU makes the socket of hvctl's monitor, for a VM that somebody else defined."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveFiles:
     """Remove the state folder of a VM, its overlays included."""
 
@@ -214,7 +221,7 @@ class Reseed:
 
 
 Step = (
-    Enter | MakeDisks | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
+    Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
     | Pause | Resume | PrepareSnapshot | SaveState | CopyRam | PublishSnapshot | DropSnapshot
     | RestoreRam | LoadState | RestoreBalloon | AwaitAgent | SetClock | Reseed

@@ -164,6 +164,8 @@ def stop(
         if vm.protected:
             return life.protected(vm, "stop")
         plan = life.plan_stop(vm, tuple(engine.host.machine.snapshots(vm.uuid)), force=force, seconds=seconds)
+        if isinstance(plan, Refusal):
+            return plan
         record = vm.record or Record(vm.allocation)
         return Decision(plan, Before(vm=vm, goal=record), goal=record, holds=False)
 

@@ -252,8 +252,11 @@ def test_a_failed_load_never_continues_the_guest(engine: Engine, site: FakeSite)
 
 def test_a_stop_that_failed_does_not_end_the_quarantine(engine: Engine, site: FakeSite) -> None:
     torn(engine, site)
-    with pytest.raises(UndoneError):
+    with pytest.raises(RefusedError, match="paused"):
         stop(engine)
+    site.world.fail("destroy")
+    with pytest.raises(UndoneError):
+        verbs.stop(engine, "a", force=True, seconds=1)
     with pytest.raises(RefusedError, match="quarantined"):
         allocate(engine, "a", GROWN)
 

@@ -252,7 +252,8 @@ def test_somebody_else_in_the_middle_of_a_reset(engine: Engine, site: FakeSite, 
     site.world.script("restore_ram", outside=outside, uuid=site.world.vm("a").uuid)
     with pytest.raises(NotUndoneError):
         snapshots.reset(engine, "a", "s")
-    (ended,) = engine.sweep()
+    engine.sweep()
+    ended = last(engine)
     assert ended.state is (OpState.FAILED if outside == "destroy" else OpState.QUARANTINED)
     assert engine.store.open_operations(engine.facts.name) == ()
 

@@ -90,7 +90,7 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
     (Kind.ALLOCATE, TOUCHING, replace(ALL, record=Record(OLD)), (), UNDONE,
      "set_memory set_vcpus set_cpu_quota set_nic_limit"),
     (Kind.ALLOCATE, TOUCHING, GONE, (), FAILED, ""),
-    (Kind.ADOPT, TOUCHING, RUNNING, (), UNDONE, "redefine"),
+    (Kind.ADOPT, TOUCHING, RUNNING, (), UNDONE, "redefine remove_files"),
     (Kind.ADOPT, BEGUN, GONE, (), UNDONE, ""),
     (Kind.PROTECT, BEGUN, RUNNING, (), UNDONE, ""),
     (Kind.PROTECT, BEGUN, PROTECTED, (), DONE, ""),

@@ -70,6 +70,10 @@ class FakeStorage:
             with self._file.change() as world:
                 world.files.setdefault(disk.path, File())
 
+    def make_monitor_folder(self, uuid: str) -> None:
+        with self._file.call("make_monitor_folder", uuid) as world:
+            world.folders.setdefault(uuid, f"/fake/vms/{uuid}")
+
     def remove(self, uuid: str) -> None:
         with self._file.call("remove", uuid) as world:
             folder = world.folders.pop(uuid, None)
