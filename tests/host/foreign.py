@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _DOMAIN = """
     <controller type='usb' model='none'/>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
+      <serial>data</serial>
     </disk>
     <interface type='bridge'><source bridge='{bridge}'/><model type='virtio'/></interface>
     <serial type='pty'/>
@@ -53,4 +55,6 @@ def foreign(site: Site, boots: bool = True) -> Iterator[Guest]:
         if guest.state != "shut off":
             virsh("destroy", identity)
         virsh("undefine", identity)
+        # What adopt made for its monitor is the foreign VM's owner's to remove: doctor names it.
+        shutil.rmtree(site.settings.vms_dir / identity, ignore_errors=True)
         disk.unlink()

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,23 +14,20 @@ from dataclasses import dataclass
 import pytest
 
 from host.namespaces import End, assert_exceeds, assert_settles_at, namespace, run, within
-from hvctl.adapters import imagestore
+from host.site import Site
 from hvctl.adapters.traffic import TrafficControl
-from hvctl.model.allocation import NicLimit
-from hvctl.settings import load_settings
 
 pytestmark = pytest.mark.host
 
 CAP = 8_000_000
-MAC = "52:54:00:68:76:01"
 HOST_ADDRESS = "192.0.2.1"
-SETTINGS = load_settings()
 
 
 @dataclass(frozen=True)
 class Guest:
     """A running guest, the tap of its NIC, and the namespace at the other end of its bridge."""
 
+    name: str
     uuid: str
     tap: str
     namespace: str
@@ -86,29 +82,15 @@ def wait_for_lease(server: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def running_guest(bridge: str) -> Iterator[tuple[str, str]]:
-    """The uuid of a micro guest with a NIC on a bridge, and its tap. The one place that knows how a VM is made."""
-    image = imagestore.find(SETTINGS, "micro")
-    identity = str(uuid.uuid4())
-    xml = f"""
-    <domain type='qemu'>
-      <name>bandwidth-{identity[:8]}</name><uuid>{identity}</uuid>
-      <memory unit='MiB'>192</memory><vcpu>1</vcpu>
-      <os><type arch='x86_64' machine='q35'>hvm</type>
-        <kernel>{image.kernel}</kernel><initrd>{image.initrd}</initrd><cmdline>{image.cmdline}</cmdline></os>
-      <features><acpi/></features>
-      <devices>
-        <controller type='usb' model='none'/><memballoon model='none'/><serial type='pty'/>
-        <interface type='bridge'><mac address='{MAC}'/><source bridge='{bridge}'/><model type='virtio'/></interface>
-        <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-      </devices>
-    </domain>"""
+def running_guest(site: Site, bridge: str) -> Iterator[tuple[str, str, str]]:
+    """Name, uuid and tap of a micro guest with one NIC, on a bridge."""
+    name = site.name()
+    site.ok("vm", "create", name, "--image", "micro", "--disk", "none", "--nic", bridge, "--start")
     try:
-        subprocess.run(["virsh", "create", "/dev/stdin"], input=xml, text=True, check=True, capture_output=True)
-        listed = run("virsh", "domiflist", identity)
-        yield identity, next(line.split()[0] for line in listed.splitlines() if MAC in line)
+        shown = site.json("vm", "show", name)
+        yield name, shown["uuid"], shown["nics"][0]["tap"]
     finally:
-        subprocess.run(["virsh", "destroy", identity], check=False, capture_output=True)
+        site.ok("vm", "delete", name, "--force")
 
 
 def wait_for_agent(guest: Guest, seconds: float = 60) -> None:
@@ -124,19 +106,35 @@ def wait_for_agent(guest: Guest, seconds: float = 60) -> None:
 
 
 @pytest.fixture(scope="module")
-def guest_with_nic(scrubbed_environment: None) -> Iterator[Guest]:
-    with namespace() as ns, bridge_to(ns) as bridge, dhcp_server(ns) as server, running_guest(bridge) as (vm, tap):
-        guest = Guest(vm, tap, ns)
+def guest_with_nic(site: Site) -> Iterator[Guest]:
+    with (
+        namespace() as ns,
+        bridge_to(ns) as bridge,
+        dhcp_server(ns) as server,
+        running_guest(site, bridge) as (name, uuid, tap),
+    ):
+        guest = Guest(name, uuid, tap, ns)
         wait_for_lease(server)
         wait_for_agent(guest)
         yield guest
 
 
+@dataclass(frozen=True)
+class Shaper:
+    """hvctl's command on the bandwidth of one guest; rates as it takes them."""
+
+    site: Site
+    guest: Guest
+
+    def allocate(self, inbound: str, outbound: str) -> None:
+        self.site.ok("allocate", self.guest.name, "--net-in", inbound, "--net-out", outbound)
+
+
 @pytest.fixture
-def control(guest_with_nic: Guest) -> Iterator[TrafficControl]:
+def shaper(site: Site, guest_with_nic: Guest) -> Iterator[Shaper]:
+    yield Shaper(site, guest_with_nic)
+    site.ok("allocate", guest_with_nic.name, "--net-in", "none", "--net-out", "none")
     control = TrafficControl()
-    yield control
-    control.clear(guest_with_nic.uuid)
     assert control.foreign(guest_with_nic.tap) is None
     assert guest_with_nic.uuid not in control.owners()
 
@@ -157,34 +155,31 @@ def stream_with(guest: Guest, sends: bool) -> Iterator[End]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("to_guest", [True, False], ids=["inbound", "outbound"])
-def test_a_guest_gets_its_cap_and_not_more(guest_with_nic: Guest, control: TrafficControl, to_guest: bool) -> None:
-    guest = guest_with_nic
-    limit = NicLimit(MAC, CAP, None) if to_guest else NicLimit(MAC, None, CAP)
-    with stream_with(guest, sends=to_guest) as end:
+def test_a_guest_gets_its_cap_and_not_more(shaper: Shaper, to_guest: bool) -> None:
+    with stream_with(shaper.guest, sends=to_guest) as end:
         assert_exceeds(3 * CAP, end)
-        control.set_limit(guest.tap, limit, guest.uuid)
+        shaper.allocate(*("8Mbit", "none") if to_guest else ("none", "8Mbit"))
         assert_settles_at(CAP, end)
-        control.set_limit(guest.tap, NicLimit(MAC), guest.uuid)
+        shaper.allocate("none", "none")
         assert_exceeds(3 * CAP, end)
 
 
 @pytest.mark.timeout(300)
-def test_the_two_directions_have_caps_of_their_own(guest_with_nic: Guest, control: TrafficControl) -> None:
-    guest = guest_with_nic
-    with stream_with(guest, sends=True) as arriving, stream_with(guest, sends=False) as leaving:
-        control.set_limit(guest.tap, NicLimit(MAC, CAP // 2, CAP), guest.uuid)
+def test_the_two_directions_have_caps_of_their_own(shaper: Shaper) -> None:
+    with stream_with(shaper.guest, sends=True) as arriving, stream_with(shaper.guest, sends=False) as leaving:
+        shaper.allocate("4Mbit", "8Mbit")
         assert_settles_at(CAP // 2, arriving)
         assert_settles_at(CAP, leaving)
 
 
-def test_libvirts_own_qdisc_is_not_foreign_and_comes_back(guest_with_nic: Guest, control: TrafficControl) -> None:
+def test_libvirts_own_qdisc_is_not_foreign_and_comes_back(shaper: Shaper) -> None:
     def root() -> str:
-        shown = json.loads(run("tc", "-j", "qdisc", "show", "dev", guest_with_nic.tap))
+        shown = json.loads(run("tc", "-j", "qdisc", "show", "dev", shaper.guest.tap))
         return " ".join(q["kind"] for q in shown)
 
     assert root() == "noqueue"
-    assert control.foreign(guest_with_nic.tap) is None
-    control.set_limit(guest_with_nic.tap, NicLimit(MAC, CAP, CAP), guest_with_nic.uuid)
+    assert TrafficControl().foreign(shaper.guest.tap) is None
+    shaper.allocate("8Mbit", "8Mbit")
     assert root() == "tbf ingress"
-    control.set_limit(guest_with_nic.tap, NicLimit(MAC), guest_with_nic.uuid)
+    shaper.allocate("none", "none")
     assert root() == "noqueue"
