@@ -7,6 +7,7 @@ that exists is the one that would be built. An image gets its name only when it 
 from __future__ import annotations
 
 import fcntl
+import os
 import hashlib
 import importlib.resources
 import re
@@ -207,7 +208,10 @@ def _work_folder(images: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(left)
         work = images / f".build-{name}"
         work.mkdir(mode=0o700)
+        # What is made in here is the guest's, with the guest's modes, not hvctl's.
+        own = os.umask(0o022)
         try:
             yield work
         finally:
+            os.umask(own)
             shutil.rmtree(work)

@@ -32,7 +32,8 @@ def run_tool(
     seconds: float = 600,
     accept: frozenset[int] = frozenset({0}),
 ) -> subprocess.CompletedProcess[str]:
-    """The finished process with its output as text.
+    """The finished process with its output as text. It has the ordinary umask: what hvctl's own (077) would do to the
+    folders of a daemon or of a guest image shuts QEMU and guests out of them.
 
     UnreachableError: the tool is not installed; DeadlineError: still running after `seconds` (it is killed);
     HvctlError: it ended with a status that is not in `accept`, with its last words.
@@ -49,6 +50,7 @@ def run_tool(
             errors="replace",
             timeout=seconds,
             check=False,
+            umask=0o022,
         )
     except FileNotFoundError as e:
         package = _PACKAGES.get(name)

@@ -380,3 +380,15 @@ def test_rules_are_added_once_and_what_others_wrote_stays(settings: Settings, pa
     text = paths.apparmor_local.read_text()
     assert text.count("begin") == text.count("somebody") == 1
     assert r'"/odd \[place\]\*/vms/*/qmp/monitor.sock" rw,' in text
+
+
+def test_a_daemon_does_not_inherit_hvctls_umask(tmp_path: Path) -> None:
+    """libvirtd with umask 077 makes folders of guest RAM that QEMU's user cannot enter."""
+    from hvctl.adapters.tools import run_tool
+
+    before = os.umask(0o077)
+    try:
+        run_tool(["mkdir", tmp_path / "made"])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o755
