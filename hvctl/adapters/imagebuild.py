@@ -7,9 +7,9 @@ that exists is the one that would be built. An image gets its name only when it 
 from __future__ import annotations
 
 import fcntl
-import os
 import hashlib
 import importlib.resources
+import os
 import re
 import shutil
 import sys
