@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,27 +127,44 @@ def _libraries(tree: Path, program: Path) -> dict[str, Path]:
     return found
 
 
-def module_order(modules: Path, wanted: Iterable[str]) -> list[Path]:
-    """Kernel modules with everything they depend on, dependencies first, as each module's own .modinfo says."""
-    files = {p.name.split(".ko")[0].replace("-", "_"): p for p in modules.rglob("*.ko*")}
-    ordered: dict[str, Path] = {}
+def module_order(modules: Path, wanted: Iterable[str]) -> dict[str, bytes]:
+    """Kernel modules (file name to content) with everything they depend on, dependencies first, as each module's own
+    .modinfo says. What the kernel has built in needs no file: which modules that is differs between releases."""
+    files = {_module_name(p.name): p for p in modules.rglob("*.ko*")}
+    listed = modules / "modules.builtin"
+    built_in = {_module_name(Path(line).name) for line in listed.read_text().split()} if listed.exists() else set()
+    ordered: dict[str, bytes] = {}
+    seen: set[str] = set()
 
     def add(name: str) -> None:
-        if name in ordered:
+        if name in seen or name in built_in:
             return
+        seen.add(name)
         if name not in files:
             raise HvctlError(f"the kernel has no module {name}.")
-        if files[name].suffix != ".ko":
-            raise HvctlError(f"the kernel module {files[name].name} is compressed, which busybox cannot load.")
-        match = re.search(rb"\0depends=([^\0]*)\0", files[name].read_bytes())
+        content = _unpacked(files[name])
+        match = re.search(rb"\0depends=([^\0]*)\0", content)
         for dependency in match[1].decode().split(",") if match else ():
             if dependency:
                 add(dependency.replace("-", "_"))
-        ordered[name] = files[name]
+        ordered[files[name].name.removesuffix(".xz")] = content
 
     for name in wanted:
         add(name.replace("-", "_"))
-    return list(ordered.values())
+    return ordered
+
+
+def _module_name(file: str) -> str:
+    return file.split(".ko")[0].replace("-", "_")
+
+
+def _unpacked(module: Path) -> bytes:
+    """busybox loads no compressed module, which is what Debian 13 has."""
+    if module.suffix == ".xz":
+        return lzma.decompress(module.read_bytes())
+    if module.suffix != ".ko":
+        raise HvctlError(f"the kernel module {module.name} is compressed in a way that hvctl cannot read.")
+    return module.read_bytes()
 
 
 def assemble(tree: Path, programs: Iterable[str], modules: Iterable[str], init: Path, guest: Path) -> dict[str, Entry]:
@@ -163,8 +181,8 @@ def assemble(tree: Path, programs: Iterable[str], modules: Iterable[str], init: 
     if libraries:
         entries[f"usr{_LOADER}"] = file(_find(tree, _LOADER).read_bytes(), executable=True)
     order = module_order(next(tree.glob("**/lib/modules/*")), modules)
-    entries |= {f"usr/lib/modules/{p.name}": file(p.read_bytes(), executable=False) for p in order}
-    entries["etc/modules"] = file("".join(f"/lib/modules/{p.name}\n" for p in order).encode(), executable=False)
+    entries |= {f"usr/lib/modules/{name}": file(content, executable=False) for name, content in order.items()}
+    entries["etc/modules"] = file("".join(f"/lib/modules/{name}\n" for name in order).encode(), executable=False)
     for applet in run_tool([_find(tree, "/bin/busybox"), "--list"]).stdout.split():
         for place in ("usr/bin", "usr/sbin"):
             entries.setdefault(f"{place}/{applet}", link("/usr/bin/busybox"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import lzma
 import os
 import platform
 import shutil
@@ -304,13 +305,23 @@ def test_modules_load_after_what_they_need(tmp_path: Path) -> None:
     needs = {"virtio": "virtio_ring", "virtio_ring": "", "virtio-rng": "virtio,virtio_ring", "other": ""}
     for name, depends in needs.items():
         (tmp_path / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + depends.encode() + b"\0")
-    order = [p.name for p in imageinitramfs.module_order(tmp_path, ["virtio_rng"])]
-    assert order == ["virtio_ring.ko", "virtio.ko", "virtio-rng.ko"]
+    order = imageinitramfs.module_order(tmp_path, ["virtio_rng"])
+    assert list(order) == ["virtio_ring.ko", "virtio.ko", "virtio-rng.ko"]
     with pytest.raises(HvctlError, match="no module nothing"):
         imageinitramfs.module_order(tmp_path, ["nothing"])
-    (tmp_path / "packed.ko.xz").touch()
+    (tmp_path / "packed.ko.zst").touch()
     with pytest.raises(HvctlError, match="compressed"):
         imageinitramfs.module_order(tmp_path, ["packed"])
+
+
+def test_a_kernel_with_packed_modules_and_some_built_in(tmp_path: Path) -> None:
+    content = b"\x7fELF\0depends=virtio-ring,net_failover\0"
+    (tmp_path / "virtio_net.ko.xz").write_bytes(lzma.compress(content))
+    (tmp_path / "net_failover.ko.xz").write_bytes(lzma.compress(b"\0depends=\0"))
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/virtio/virtio_ring.ko\nkernel/fs/ext4/ext4.ko\n")
+    order = imageinitramfs.module_order(tmp_path, ["ext4", "virtio-ring", "virtio_net"])
+    assert order == {"net_failover.ko": b"\0depends=\0", "virtio_net.ko": content}
+    assert list(order) == ["net_failover.ko", "virtio_net.ko"]
 
 
 def test_every_script_of_a_guest_is_sound() -> None:
