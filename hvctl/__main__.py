@@ -13,7 +13,8 @@ def main() -> None:
 
     os.umask(0o077)
     # What hvctl reads of guests must not end in a core file, and what a terminal cannot show must not end a command.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The hard limit stays: a libvirtd that hvctl starts inherits it, and sets one of its own for QEMU.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
