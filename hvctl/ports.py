@@ -8,14 +8,15 @@ the result is unknown, UnreachableError where nobody answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
+from hvctl.model.flows import Forgotten
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Snapshot
-from hvctl.model.vm import Balloon, State, Vm, VmSpec
+from hvctl.model.vm import Balloon, Nic, State, Vm, VmSpec
 
 
 class Domains(Protocol):
@@ -104,6 +105,25 @@ class Network(Protocol):
 
     def set_limit(self, tap: str, limit: NicLimit, owner: str) -> None:
         """Make the limit hold; RefusedError if a foreign qdisc is in the way. owner is the VM's uuid."""
+        ...
+
+    def rebuild(self, tap: str, limit: NicLimit, owner: str) -> None:
+        """set_limit with new buckets, full and with nothing waiting in them, whatever is in force: what was altered
+        beside the rates comes back, and packets of both directions from before are gone. The limit holds throughout;
+        no limit leaves nothing of hvctl's. RefusedError as set_limit."""
+        ...
+
+    def drop_queue(self, tap: str) -> int:
+        """Drop the packets that wait for the guest: in the tap's own queue and in what shapes it (also somebody
+        else's, whose settings stay). How many waited in the latter; the kernel does not count those in the first, nor
+        can be reached what QEMU took already (at most one packet). NotFoundError without the tap, RefusedError for one
+        whose queue has no length: it drops everything already."""
+        ...
+
+    def forget_flows(self, nics: Sequence[Nic], claims: Mapping[str, Sequence[str]]) -> Forgotten:
+        """Delete what the host tracks of the connections of a guest, IPv4 and IPv6, both directions. nics are all of
+        the VM's, claims are addresses by MAC in lower case that somebody (the guest) names in addition to those that
+        the host saw. It takes up to a second: others on the bridge are asked whether an address is theirs."""
         ...
 
     def clear(self, owner: str) -> None:

@@ -1,4 +1,4 @@
-"""Links, qdiscs and filters of the kernel over rtnetlink: the one door to pyroute2.
+"""Links, qdiscs, filters, neighbours and routes of the kernel over rtnetlink: the one door to pyroute2.
 
 It knows how to ask and to change; what the parts mean to hvctl is in traffic.py.
 """
@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, TypeVar
 
 from pyroute2 import IPRoute, netns
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.rtnl import RTM_SETLINK
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from hvctl.adapters.shaping import PREFERENCE, Bucket
 from hvctl.errors import HvctlError, NotFoundError, UnreachableError
@@ -26,27 +30,37 @@ _IFF_UP = 0x1
 _ETH_P_ALL = 0x0003
 _TICK_NANOSECONDS = 64
 _ATTEMPTS = 3
+_NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+_RTN_UNICAST = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
+    """master is the index of the bridge that it is a port of, queue its tx_queue_len in packets."""
+
     index: int
     name: str
     kind: str | None
     alias: str | None
     up: bool
     mtu: int
+    mac: str
+    queue: int
+    master: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Qdisc:
-    """bucket is a tbf's; None for every other kind."""
+    """bucket is a tbf's; None for every other kind. waiting are packets, those of its children included."""
 
     index: int
     kind: str
     handle: int
     parent: int
     bucket: Bucket | None
+    waiting: int = 0
 
     def __str__(self) -> str:
         under = "root" if self.parent == ROOT else f"parent {self.parent >> 16:x}:{self.parent & 0xFFFF:x}"
@@ -63,6 +77,25 @@ class Filter:
 
     def __str__(self) -> str:
         return f"{self.kind} filter pref {self.preference} on ingress ffff:"
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An address that the kernel sends to a MAC through the device `index`."""
+
+    index: int
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """How the kernel would send to an address: through which device, from which of its own addresses, and whether
+    straight to it and not to a gateway."""
+
+    index: int
+    source: str | None
+    direct: bool
 
 
 class Rtnetlink:
@@ -105,6 +138,37 @@ class Rtnetlink:
 
     def remove_link(self, index: int) -> None:
         _ask(self._route.link, "del", index=index)
+
+    def empty_queue(self, link: Link) -> None:
+        """Drop what waits in a device: in the driver's ring (of a tun or macvtap, whose ring has as many places as the
+        queue has) and in its qdiscs, which the kernel resets when the length changes.
+
+        Both changes are one message to the kernel, which works it off before the call returns: nobody who is killed
+        leaves the device with a queue of no length, through which nothing would pass.
+        """
+        _ask(self._route.nlm_request_batch, [_queue(link.index, 0), _queue(link.index, link.queue)])
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """Those whose MAC the kernel would use."""
+        return tuple(
+            Neighbour(m["ifindex"], m.get_attr("NDA_DST"), m.get_attr("NDA_LLADDR"))
+            for m in _ask(self._route.get_neighbours)
+            if m["state"] & _NUD_VALID and m.get_attr("NDA_LLADDR") and m.get_attr("NDA_DST")
+        )
+
+    def outlet(self, address: str) -> Outlet | None:
+        """None for an address that the kernel sends to nobody else: its own, a multicast one, one without a route."""
+        family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
+        try:
+            (message,) = _ask(self._route.route, "get", dst=address, family=family)
+        except NetlinkError as e:
+            if e.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES):
+                return None
+            raise
+        if message["type"] != _RTN_UNICAST:
+            return None
+        gateway = message.get_attr("RTA_GATEWAY") or message.get_attr("RTA_VIA") or message.get_attr("RTA_MULTIPATH")
+        return Outlet(message.get_attr("RTA_OIF") or 0, message.get_attr("RTA_PREFSRC"), not gateway)
 
     def put_tbf(self, index: int, handle: int, bucket: Bucket) -> None:
         """As the root qdisc: changed in place if that has this handle, else put in its place."""
@@ -162,22 +226,41 @@ def rtnetlink(namespace: str | None = None) -> Iterator[Rtnetlink]:
         with IPRoute(fileno=_socket(namespace), ext_ack=True) as route:
             yield Rtnetlink(route)
     except NetlinkError as e:
-        raise _translated(e.code, str(e.args[-1])) from e
+        raise translated(e.code, str(e.args[-1])) from e
     except OSError as e:
-        raise _translated(e.errno or 0, str(e)) from e
+        raise translated(e.errno or 0, str(e)) from e
 
 
 def _socket(namespace: str | None) -> int | None:
-    """Made by a thread that enters the namespace: pyroute2's own way forks, and a fork would keep hvctl's locks."""
-    if namespace is None:
-        return None
-
     def make() -> int:
-        netns.setns(namespace, flags=0)
         return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE).detach()
 
+    return None if namespace is None else within(namespace, make)
+
+
+def within(namespace: str | None, make: Callable[[], T]) -> T:
+    """What `make` returns in the named network namespace (None: in this process's own).
+
+    A thread enters it, and ends in it: pyroute2's own way forks, and a fork would keep hvctl's locks.
+    """
+    if namespace is None:
+        return make()
+
+    def enter() -> T:
+        netns.setns(namespace, flags=0)
+        return make()
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(make).result()
+        return thread.submit(enter).result()
+
+
+def _queue(index: int, length: int) -> Any:
+    message = ifinfmsg()
+    message["index"] = index
+    message["header"]["type"] = RTM_SETLINK
+    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+    message["attrs"] = [["IFLA_TXQLEN", length]]
+    return message
 
 
 def _ask(request: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -192,7 +275,7 @@ def _ask(request: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
     raise AssertionError("unreachable")
 
 
-def _translated(code: int, message: str) -> HvctlError:
+def translated(code: int, message: str) -> HvctlError:
     if code in (errno.EPERM, errno.EACCES):
         return UnreachableError(
             "the kernel does not let this user change traffic control.", "run hvctl as root, or with CAP_NET_ADMIN"
@@ -213,6 +296,9 @@ def _link(message: Any) -> Link:
         alias=message.get_attr("IFLA_IFALIAS"),
         up=bool(message["flags"] & _IFF_UP),
         mtu=message.get_attr("IFLA_MTU"),
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        queue=message.get_attr("IFLA_TXQLEN") or 0,
+        master=message.get_attr("IFLA_MASTER"),
     )
 
 
@@ -224,7 +310,10 @@ def _qdisc(message: Any) -> Qdisc:
         # The kernel tells the depth as the time that its tokens take to arrive.
         depth = found["buffer"] * _TICK_NANOSECONDS * found["rate"] // 1_000_000_000
         bucket = Bucket(found["rate"], depth, found["limit"])
-    return Qdisc(message["index"], kind, message["handle"], message["parent"], bucket)
+    waiting = message.get_nested("TCA_STATS2", "TCA_STATS_QUEUE")
+    return Qdisc(
+        message["index"], kind, message["handle"], message["parent"], bucket, waiting["qlen"] if waiting else 0
+    )
 
 
 def _filter(message: Any) -> tuple[Filter, bool]:

@@ -8,12 +8,16 @@ tap's ingress qdisc is hvctl's, so that one which a killed hvctl left without it
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hvctl.adapters import guestflows
 from hvctl.adapters.netlink import ROOT, Filter, Link, Qdisc, Rtnetlink, rtnetlink
 from hvctl.adapters.shaping import HANDLES, IFB_PREFIX, PREFERENCE, Bucket, Mark, bucket, ifb_name
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
+from hvctl.model.flows import Forgotten
+from hvctl.model.vm import Nic
 from hvctl.units import format_rate
 
 
@@ -38,6 +42,14 @@ class TrafficControl:
 
         Taking all limits away touches only hvctl's parts: it is not refused where foreign ones are beside them.
         """
+        self._set(tap, limit, owner, anew=False)
+
+    def rebuild(self, tap: str, limit: NicLimit, owner: str) -> None:
+        """A bucket takes the place of the old one in a single request, and the way of the guest's packets through the
+        ifb is mended only where it is broken: the guest is at no moment without its limit."""
+        self._set(tap, limit, owner, anew=True)
+
+    def _set(self, tap: str, limit: NicLimit, owner: str, *, anew: bool) -> None:
         with rtnetlink(self._namespace) as kernel:
             seen = _look(kernel, tap)
             if seen is None:
@@ -53,8 +65,8 @@ class TrafficControl:
                         f"see it with: tc qdisc show dev {tap}; tc filter show dev {tap} ingress",
                     )
                 ifb = _mark(kernel, seen, owner)
-                _shape_inbound(kernel, seen, inbound)
-                _shape_outbound(kernel, seen, ifb, outbound)
+                _shape_inbound(kernel, seen, inbound, anew)
+                _shape_outbound(kernel, seen, ifb, outbound, anew)
             shown = _look(kernel, tap)
         if shown is None:
             raise NotFoundError(f"the network device {tap} went away.", "hvctl vm list shows which VMs run")
@@ -76,6 +88,29 @@ class TrafficControl:
                     _release(kernel, seen)
                 else:
                     kernel.remove_link(ifb.index)
+
+    def drop_queue(self, tap: str) -> int:
+        with rtnetlink(self._namespace) as kernel:
+            link = kernel.link(tap)
+            if link is None:
+                raise NotFoundError(f"there is no network device {tap!r}.", "hvctl vm list shows which VMs run")
+            if not link.queue:
+                raise RefusedError(
+                    f"{tap} has a transmit queue of no length: nothing reaches the guest.",
+                    f"ip link set dev {tap} txqueuelen 1000",
+                )
+            waiting = sum(q.waiting for q in kernel.qdiscs(link.index) if q.parent == ROOT)
+            kernel.empty_queue(link)
+            after = kernel.link(tap)
+        if after and after.queue != link.queue:
+            raise HvctlError(
+                f"the transmit queue of {tap} has {after.queue} places, not {link.queue} as before.",
+                f"ip link set dev {tap} txqueuelen {link.queue}",
+            )
+        return waiting
+
+    def forget_flows(self, nics: Sequence[Nic], claims: Mapping[str, Sequence[str]]) -> Forgotten:
+        return guestflows.forget(nics, claims, self._namespace)
 
     def owners(self) -> dict[str, tuple[str, ...]]:
         """The owner "" has devices that a killed hvctl made and did not mark; clear("") removes them."""
@@ -178,26 +213,27 @@ def _mark(kernel: Rtnetlink, seen: _Seen, owner: str) -> Link:
     return ifb
 
 
-def _shape_inbound(kernel: Rtnetlink, seen: _Seen, wanted: Bucket | None) -> None:
+def _shape_inbound(kernel: Rtnetlink, seen: _Seen, wanted: Bucket | None, anew: bool = False) -> None:
     if wanted:
-        _put_bucket(kernel, seen.tap, seen.root, wanted)
+        _put_bucket(kernel, seen.tap, seen.root, wanted, anew)
     elif seen.root and seen.default:
         kernel.put_noqueue(seen.tap.index)
     elif seen.root:
         kernel.remove_root(seen.tap.index, seen.root.handle)
 
 
-def _put_bucket(kernel: Rtnetlink, link: Link, shown: Qdisc | None, wanted: Bucket) -> None:
-    """In place where that is safe; else by replacing, which costs a stream the packets that wait, and not itself."""
+def _put_bucket(kernel: Rtnetlink, link: Link, shown: Qdisc | None, wanted: Bucket, anew: bool) -> None:
+    """In place where that is safe; else, and anew, by replacing, which costs a stream the packets that wait, and not
+    itself."""
     if shown is None or shown.bucket is None:
         kernel.put_tbf(link.index, HANDLES[0], wanted)
-    elif (shown.bucket.rate, shown.bucket.queue) != (wanted.rate, wanted.queue):
-        in_place = wanted.fits_over(shown.bucket)
+    elif anew or (shown.bucket.rate, shown.bucket.queue) != (wanted.rate, wanted.queue):
+        in_place = not anew and wanted.fits_over(shown.bucket)
         handle = next(h for h in HANDLES if (h == shown.handle) is in_place)
         kernel.put_tbf(link.index, handle, wanted)
 
 
-def _shape_outbound(kernel: Rtnetlink, seen: _Seen, ifb: Link, wanted: Bucket | None) -> None:
+def _shape_outbound(kernel: Rtnetlink, seen: _Seen, ifb: Link, wanted: Bucket | None, anew: bool) -> None:
     """The way for the guest's packets is whole before the filter sends the first one there."""
     if wanted is None:
         _release_outbound(kernel, seen)
@@ -205,7 +241,7 @@ def _shape_outbound(kernel: Rtnetlink, seen: _Seen, ifb: Link, wanted: Bucket | 
         if seen.shaper:
             kernel.remove_root(ifb.index, seen.shaper.handle)
         return
-    _put_bucket(kernel, ifb, seen.shaper, wanted)
+    _put_bucket(kernel, ifb, seen.shaper, wanted, anew)
     kernel.set_state(ifb.index, up=True)
     if not seen.ingress:
         kernel.add_ingress(seen.tap.index)

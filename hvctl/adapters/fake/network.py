@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import File, Ifb
 from hvctl.adapters.shaping import bucket, ifb_name
 from hvctl.errors import NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
-from hvctl.model.vm import VmSpec
+from hvctl.model.flows import Forgotten
+from hvctl.model.vm import Nic, VmSpec
 
 MTU = 1500
 
@@ -26,7 +29,13 @@ class FakeNetwork:
             return world.taps[tap].foreign if tap in world.taps else None
 
     def set_limit(self, tap: str, limit: NicLimit, owner: str) -> None:
-        with self._file.call("set_limit", owner) as world:
+        self._set("set_limit", tap, limit, owner)
+
+    def rebuild(self, tap: str, limit: NicLimit, owner: str) -> None:
+        self._set("rebuild", tap, limit, owner)
+
+    def _set(self, call: str, tap: str, limit: NicLimit, owner: str) -> None:
+        with self._file.call(call, owner) as world:
             device = world.taps.get(tap)
             if device is None:
                 raise NotFoundError(f"there is no network device {tap!r}.", "hvctl vm list shows which VMs run")
@@ -42,6 +51,26 @@ class FakeNetwork:
                 world.ifbs[ifb_name(tap)] = Ifb(tap, owner)
             else:
                 world.ifbs.pop(ifb_name(tap), None)
+
+    def drop_queue(self, tap: str) -> int:
+        with self._file.call("drop_queue") as world:
+            device = world.taps.get(tap)
+            if device is None:
+                raise NotFoundError(f"there is no network device {tap!r}.", "hvctl vm list shows which VMs run")
+            waiting, device.waiting = device.waiting, 0
+            return waiting if device.inbound or device.foreign else 0
+
+    def forget_flows(self, nics: Sequence[Nic], claims: Mapping[str, Sequence[str]]) -> Forgotten:
+        with self._file.call("forget_flows") as world:
+            taps = [world.taps[n.tap] for n in nics if n.tap in world.taps]
+            ours = {a for t in taps for a in t.addresses}
+            claimed = {a for n in nics for a in claims.get(n.mac.lower(), ())} | {a for t in taps for a in t.disputed}
+            answer = tuple(sorted(ours)), tuple(sorted(claimed - ours))
+            if world.flows is None:
+                return Forgotten(None, *answer)
+            left = [f for f in world.flows if not ours & set(f)]
+            deleted, world.flows = len(world.flows) - len(left), left
+            return Forgotten(deleted, *answer)
 
     def clear(self, owner: str) -> None:
         with self._file.call("clear", owner) as world:

@@ -115,12 +115,16 @@ class FakeVm:
 
 @dataclass(slots=True)
 class Tap:
-    """A tap, as the kernel has it, with what shapes it; uuid is of the VM it goes with."""
+    """A tap, as the kernel has it, with what shapes it; uuid is of the VM it goes with. waiting are packets for the
+    guest; addresses are the guest's, disputed those that it claims and that are others' too."""
 
     uuid: str | None = None
     inbound: int | None = None
     outbound: int | None = None
     foreign: str | None = None
+    waiting: int = 0
+    addresses: list[str] = field(default_factory=list)
+    disputed: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -155,7 +159,8 @@ def _facts() -> HostFacts:
 
 @dataclass(slots=True)
 class World:
-    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots."""
+    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots; flows are
+    the two addresses of each tracked connection, None on a kernel that tracks none."""
 
     facts: HostFacts = field(default_factory=_facts)
     clock: int = 1000
@@ -166,6 +171,7 @@ class World:
     folders: dict[str, str] = field(default_factory=dict)
     taps: dict[str, Tap] = field(default_factory=dict)
     ifbs: dict[str, Ifb] = field(default_factory=dict)
+    flows: list[list[str]] | None = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
 
     def tick(self) -> int:

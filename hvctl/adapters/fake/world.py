@@ -187,6 +187,21 @@ class FakeWorld:
         with self._file.change() as world:
             world.taps[tap] = Tap(world.taps[tap].uuid)
 
+    def queue(self, tap: str, packets: int) -> None:
+        """Packets for the guest arrive that it does not take."""
+        with self._file.change() as world:
+            world.taps[tap].waiting += packets
+
+    def add_address(self, tap: str, address: str, disputed: bool = False) -> None:
+        """The guest has an address, or (disputed) claims one that is another's."""
+        with self._file.change() as world:
+            device = world.taps[tap]
+            (device.disputed if disputed else device.addresses).append(address)
+
+    def add_flow(self, source: str, destination: str) -> None:
+        with self._file.change() as world:
+            world.flows = [*(world.flows or []), [source, destination]]
+
     def corrupt(self, path: str) -> None:
         """Spoil a file of the host, such as a snapshot's manifest."""
         with self._file.change() as world:
