@@ -14,6 +14,7 @@ from hvctl.adapters.domainxml_read import (
     AGENT,
     HVCTL,
     MONITOR_ID,
+    PULSE,
     QEMU,
     Parts,
     has_agent,
@@ -21,6 +22,7 @@ from hvctl.adapters.domainxml_read import (
     missing,
     monitor_path,
     parse,
+    pulse_path,
     read,
     text,
 )
@@ -93,6 +95,8 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
         _add_nic(devices, nic)
     _add(devices, "serial", type="pty")
     _add_agent(devices)
+    if spec.pulse is not None:
+        _add_pulse(devices, spec.pulse)
     _add(devices, "audio", id="1", type="none")
     video = _add(devices, "video")
     _add(video, "model", type="none")
@@ -105,10 +109,11 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     return text(domain) + "\n"
 
 
-def adopted(xml: str, monitor_path_new: str) -> str:
+def adopted(xml: str, monitor_path_new: str, pulse_path_new: str) -> str:
     """The same document with what warm resets need and a definition can give: RAM in a shared file, hvctl's monitor, a
-    balloon without free page reporting, the agent's channel. Everything else stays as it is, comments and unknown
-    elements too; what cannot be had by editing (disks that are not qcow2, …) is still named by `missing`."""
+    balloon without free page reporting, the agent's channel, the sign-of-life port. Everything else stays as it is,
+    comments and unknown elements too; what cannot be had by editing (disks that are not qcow2, …) is still named by
+    `missing`."""
     root = parse(xml)
     backing = root.find("memoryBacking")
     if backing is None:
@@ -129,6 +134,8 @@ def adopted(xml: str, monitor_path_new: str) -> str:
         balloon.set("freePageReporting", "off")
     if not has_agent(root):
         _add_agent(devices)
+    if pulse_path(root) is None:
+        _add_pulse(devices, pulse_path_new)
     if monitor_path(root) is None:
         root = _with_namespace(root)
         _add_monitor(root, monitor_path_new)
@@ -231,6 +238,15 @@ def _add_nic(devices: Any, spec: NicSpec) -> None:
 def _add_agent(devices: Any) -> None:
     channel = etree.Element("channel", {"type": "unix"})
     _add(channel, "target", type="virtio", name=AGENT)
+    _append(devices, channel)
+
+
+def _add_pulse(devices: Any, path: str) -> None:
+    """FIFOs, since these are always connected: a socket or pty would tell the guest of every end of a connection, and a
+    port that is closed on one side of a state load and open on the other flaps. Their owner is QEMU's user already."""
+    channel = etree.Element("channel", {"type": "pipe"})
+    _add(channel, "source", path=path)
+    _add(channel, "target", type="virtio", name=PULSE)
     _append(devices, channel)
 
 

@@ -21,6 +21,7 @@ LIMIT = 4 << 20  # what libvirt carries: one domain with large metadata of someb
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 HVCTL = "urn:hvctl:vm:1"
 AGENT = "org.qemu.guest_agent.0"
+PULSE = "org.hvctl.pulse.0"
 MONITOR_ID = "hvctl"
 
 
@@ -45,8 +46,10 @@ class Parts:
     record: Record | None
     missing: tuple[str, ...]
     monitor: str | None
+    pulse: str | None
     has_balloon: bool
     has_agent: bool
+    agent_connected: bool
     console: str | None
 
 
@@ -102,8 +105,10 @@ def read(xml: str) -> Parts:
         record=_record(root),
         missing=_missing(root),
         monitor=monitor_path(root),
+        pulse=pulse_path(root),
         has_balloon=has_balloon(root),
         has_agent=has_agent(root),
+        agent_connected=_agent_connected(root),
         console=_console(root),
     )
 
@@ -175,8 +180,24 @@ def has_balloon(root: Any) -> bool:
     return balloon is not None and balloon.get("model", "none") != "none"
 
 
+def pulse_path(root: Any) -> str | None:
+    """The common part of the paths of the FIFOs behind the sign-of-life port; None where the domain has none."""
+    for channel in root.iterfind("devices/channel[@type='pipe']"):
+        source, target = channel.find("source"), channel.find("target")
+        if target is not None and target.get("name") == PULSE and source is not None and source.get("path"):
+            result: str = source.get("path")
+            return result
+    return None
+
+
 def has_agent(root: Any) -> bool:
     return any(t.get("name") == AGENT for t in root.iterfind("devices/channel/target"))
+
+
+def _agent_connected(root: Any) -> bool:
+    """Whether the guest has the channel open; only the document of a running domain tells."""
+    targets = root.iterfind("devices/channel/target")
+    return any(t.get("name") == AGENT and t.get("state") == "connected" for t in targets)
 
 
 def qemu_ids(capabilities: str) -> tuple[int, int]:

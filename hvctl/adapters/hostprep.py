@@ -238,7 +238,11 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
         return
     except OSError as e:
         raise UnreachableError(f"{e.filename} cannot be read: {e.strerror}.", "run hvctl as root") from e
-    rules = ((settings.vms_dir, "*/qmp/monitor.sock", "rw"), (settings.snapshots_dir, "*/*/vmstate.qcow2", "rwk"))
+    rules = (
+        (settings.vms_dir, "*/qmp/monitor.sock", "rw"),
+        (settings.vms_dir, "*/pulse.{in,out}", "rw"),
+        (settings.snapshots_dir, "*/*/vmstate.qcow2", "rwk"),
+    )
     lines = [f'"{_GLOB.sub(_ESCAPED, str(root))}/{rest}" {rights},' for root, rest, rights in rules]
     block = "\n".join([_BEGIN, *lines, _END]) + "\n"
     others = re.sub(rf"{_BEGIN}\n.*?{_END}\n", "", now, flags=re.DOTALL)
@@ -247,7 +251,7 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
         yield HostChange(
             f"AppArmor rules in {paths.apparmor_local}",
             "different" if _BEGIN in now else "missing",
-            "QEMU may make hvctl's monitor and open the device state of snapshots",
+            "QEMU may make hvctl's monitor, and open its sign-of-life port and the device state of snapshots",
             "add the lines; what else is in the file stays",
             WriteFile(paths.apparmor_local, wanted),
         )

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hvctl.adapters import imageinitramfs, imagepackages, imagereseed, imageroot, imagestore
+from hvctl.adapters import imageelf, imageinitramfs, imagepackages, imagepulse, imagereseed, imageroot, imagestore
 from hvctl.adapters.imagepackages import Archive, Package
 from hvctl.errors import BusyError, NotFoundError, RefusedError
 from hvctl.model.image import DefaultDisk, Image
@@ -187,8 +187,8 @@ def _digest(recipe: Recipe, *packages: Iterable[Package]) -> str:
         for path in sorted((recipes_folder() / tree).rglob("*")):
             if path.is_file():
                 digest.update(f"\n{path.relative_to(recipes_folder())}\n".encode() + path.read_bytes())
-    code = [imageinitramfs, imagereseed, sys.modules[__name__], *([imageroot] if recipe.root_packages else [])]
-    for module in code:
+    code = [imageinitramfs, imageelf, imagepulse, imagereseed, sys.modules[__name__]]
+    for module in (*code, *([imageroot] if recipe.root_packages else [])):
         digest.update(Path(str(module.__file__)).read_bytes())
     for group in packages:
         digest.update("\n".join(["", *map(str, group)]).encode())
@@ -199,6 +199,7 @@ def _digest(recipe: Recipe, *packages: Iterable[Package]) -> str:
 def _work_folder(images: Path, name: str) -> Iterator[Path]:
     """A folder beside the images, for one build at a time; what a killed build left behind is removed."""
     images.mkdir(mode=0o755, parents=True, exist_ok=True)
+    images.chmod(images.stat().st_mode | 0o011)  # QEMU, another user, passes through, whatever the umask was
     with (images / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

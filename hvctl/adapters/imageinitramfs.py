@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvctl.adapters.imagepulse import answer_program
 from hvctl.adapters.imagereseed import reseed_program
 from hvctl.adapters.tools import run_tool
 from hvctl.errors import HvctlError
@@ -44,6 +45,7 @@ GUEST_LINKS = {
     "usr/sbin/init": "/usr/bin/busybox",
 }
 RESEED_PATH = "usr/libexec/hvctl-reseed"
+ANSWER_PATH = "usr/libexec/hvctl-answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def guest_entries(guest: Path) -> dict[str, Entry]:
     entries = dict(tree_entries(guest))
     entries |= {name: link(target) for name, target in GUEST_LINKS.items()}
     entries[RESEED_PATH] = file(reseed_program(), executable=True)
+    entries[ANSWER_PATH] = file(answer_program(), executable=True)
     return entries
 
 

@@ -8,12 +8,9 @@ the generator use them now instead of within a minute (RNDRESEEDCRNG), and exits
 
 from __future__ import annotations
 
-import struct
+from hvctl.adapters.imageelf import program
 
-_BASE = 0x400000
-
-# Machine code, and the instruction it stands for. ">label" is the 8-bit and ">>label" the 32-bit distance to a label
-# from the end of the instruction. The stack holds struct rand_pool_info: int bits, int size, then the bytes read.
+# The stack holds struct rand_pool_info: int bits, int size, then the bytes read.
 _CODE = (
     ("48 81 ec 08 02 00 00", "sub rsp, 8 + 512"),
     ("31 db", "xor ebx, ebx  ; bytes read so far"),
@@ -67,32 +64,5 @@ _CODE = (
 )
 
 
-def _assemble() -> bytes:
-    labels: dict[str, int] = {}
-    code = bytearray()
-    jumps: list[tuple[int, int, str]] = []
-    for text, _ in _CODE:
-        if text.endswith(":"):
-            labels[text[:-1]] = len(code)
-            continue
-        for word in text.split():
-            if word.startswith(">"):
-                width = 4 if word.startswith(">>") else 1
-                jumps.append((len(code), width, word.lstrip(">")))
-                code += bytes(width)
-            else:
-                code += bytes.fromhex(word)
-    for at, width, label in jumps:
-        code[at : at + width] = (labels[label] - at - width).to_bytes(width, "little", signed=True)
-    return bytes(code) + b"/dev/urandom\0"
-
-
 def reseed_program() -> bytes:
-    """The ELF file: a header, one loadable segment that is the whole file, the code."""
-    code = _assemble()
-    headers = 64 + 56
-    size = headers + len(code)
-    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)  # 64 bit, little endian, version 1
-    elf = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, _BASE + headers, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
-    return elf + segment + code
+    return program(_CODE, b"/dev/urandom\0")

@@ -175,6 +175,7 @@ class LibvirtDomains:
             record=parts.record,
             missing=lacks,
             monitor=parts.monitor,
+            pulse=parts.pulse,
             ram_path=ram.path if ram else None,
             has_balloon=parts.has_balloon,
             has_agent=parts.has_agent,

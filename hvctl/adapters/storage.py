@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
-from hvctl.adapters import qemuimg
+from hvctl.adapters import pulse, qemuimg
 from hvctl.adapters.imagestore import IMAGE_LINK
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import DiskSpec, VmSpec
 from hvctl.settings import Settings
 
+PULSE = "pulse"
+
 
 class FolderStorage:
-    """`vms_dir/UUID` holds a VM's overlays and `qmp/`, the folder where QEMU makes its second monitor's socket.
+    """`vms_dir/UUID` holds a VM's overlays, `pulse.in` and `pulse.out`, the FIFOs behind its sign-of-life port, and
+    `qmp/`, the folder where QEMU makes its second monitor's socket.
 
-    Folders are the owner's to write and everybody's to pass through, never to list: QEMU runs as another user.
+    Folders are the owner's to write and everybody's to pass through, never to list: QEMU runs as another user. The
+    FIFOs do not lie in `qmp/`, where a QEMU that its guest took over could put something else in their place.
     """
 
     def __init__(self, settings: Settings, facts: HostFacts) -> None:
@@ -29,6 +34,8 @@ class FolderStorage:
     def make_disks(self, spec: VmSpec) -> None:
         folder = self._folder(spec.uuid)
         paths = [Path(spec.folder), *(Path(d.path).parent for d in spec.disks)]
+        if spec.pulse is not None:
+            paths.append(Path(spec.pulse).parent)
         if any(path != folder for path in paths) or Path(spec.monitor).parent != folder / "qmp":
             raise RefusedError(f"the files of VM {spec.name} would lie outside {folder}.")
         new = not folder.exists()
@@ -46,6 +53,7 @@ class FolderStorage:
         folder = self._folder(uuid)
         try:
             self._make_folders(folder)
+            self._make_pulse(folder / PULSE)
         except OSError as e:
             raise HvctlError(f"the folder {folder} cannot be made: {e.strerror}.", "hvctl host prepare") from e
 
@@ -54,6 +62,8 @@ class FolderStorage:
         self._link_image(folder / IMAGE_LINK, Path(spec.kernel).parent)
         for disk in spec.disks:
             self._make_disk(disk)
+        if spec.pulse is not None:
+            self._make_pulse(Path(spec.pulse))
         _sync(folder)
 
     def _make_folders(self, folder: Path) -> None:
@@ -66,6 +76,13 @@ class FolderStorage:
         monitor.mkdir(mode=0o700, exist_ok=True)
         os.chown(monitor, *self._owner)
         monitor.chmod(0o700)
+
+    def _make_pulse(self, path: Path) -> None:
+        for end in pulse.ends(str(path)):
+            if not (os.path.lexists(end) and stat.S_ISFIFO(os.lstat(end).st_mode)):
+                os.mkfifo(end, 0o600)
+            os.chown(end, *self._owner, follow_symlinks=False)
+            Path(end).chmod(0o600)
 
     def remove(self, uuid: str) -> None:
         folder = self._folder(uuid)

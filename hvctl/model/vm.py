@@ -50,7 +50,9 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """A VM to create. `folder` is its state folder, `monitor` the path of the second QMP monitor's socket."""
+    """A VM to create. `folder` is its state folder, `monitor` the path of the second QMP monitor's socket, `pulse` the
+    common part of the paths of the two FIFOs (.in, .out) behind its sign-of-life port, None where it has no such port.
+    """
 
     uuid: str
     name: str
@@ -69,6 +71,7 @@ class VmSpec:
     nics: tuple[NicSpec, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     record: Record | None = None
+    pulse: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class Vm:
     record: Record | None
     missing: tuple[str, ...] = ()
     monitor: str | None = None
+    pulse: str | None = None
     ram_path: str | None = None
     has_balloon: bool = True
     has_agent: bool = True

@@ -126,6 +126,7 @@ def _spec(engine: Engine, new: NewVm, image: Image, identity: str) -> VmSpec:
         cmdline=image.cmdline,
         folder=str(folder),
         monitor=str(folder / "qmp" / "monitor.sock"),
+        pulse=str(folder / "pulse"),
         disks=tuple(
             DiskSpec(name, target, str(folder / f"{name}.qcow2"), size, backing, backing_format)
             for target, (name, size, backing, backing_format) in zip(targets, disks, strict=True)
@@ -196,7 +197,8 @@ def adoption(engine: Engine, vm: Vm) -> tuple[str, str]:
     from hvctl.adapters import domainxml
 
     xml = domainxml.plain(engine.host.domains.xml(vm.uuid))
-    return xml, domainxml.adopted(xml, str(engine.settings.vms_dir / vm.uuid / "qmp" / "monitor.sock"))
+    folder = engine.settings.vms_dir / vm.uuid
+    return xml, domainxml.adopted(xml, str(folder / "qmp" / "monitor.sock"), str(folder / "pulse"))
 
 
 def adopt(engine: Engine, ref: str, *, dry_run: bool = False, key: str | None = None) -> Outcome:

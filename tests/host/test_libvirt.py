@@ -220,7 +220,7 @@ def test_a_foreign_domain_is_listed_and_adopted_in_place(domains: LibvirtDomains
         assert (vm.name, vm.uuid, vm.record) == (name, made, None)
         assert "a second QMP monitor" in vm.missing
         before = domains.xml(made)
-        after = domainxml.adopted(before, str(folder / "monitor.sock"))
+        after = domainxml.adopted(before, str(folder / "monitor.sock"), str(folder / "pulse"))
         domains.redefine(made, after)
         assert domains.get(made).missing == ()
         kept = [line for line in before.splitlines() if not line.startswith("<domain")]

@@ -119,7 +119,7 @@ def test_t03_modes_and_owners_while_a_vm_runs_and_has_a_snapshot(vm: str, place:
         if path.is_relative_to(place.settings.images_dir) or path.is_symlink():
             continue
         seen.add(path.name)
-        of_qemu = path.name in {"data.qcow2", "vmstate.qcow2", "qmp", "monitor.sock"}
+        of_qemu = path.name in {"data.qcow2", "vmstate.qcow2", "qmp", "monitor.sock", "pulse.in", "pulse.out"}
         assert owner(path) == (qemu if of_qemu else (0, 0)), path
         assert not readable_by_others(path) or path.is_dir(), path
         if path.is_file():

@@ -40,6 +40,7 @@ SPEC = VmSpec(
     ),
     nics=(NicSpec("br0", "52:54:00:00:00:01", "hv-web-0"),),
     record=Record(Allocation(2, 256 << 20), image="micro", labels={"tier": "front"}),
+    pulse="/vms/web/pulse",
 )
 
 
@@ -85,6 +86,7 @@ def test_a_new_vm_reads_back_as_it_was_asked_for() -> None:
     assert parts.record == SPEC.record
     assert parts.missing == ()
     assert parts.monitor == SPEC.monitor
+    assert parts.pulse == SPEC.pulse
     assert parts.has_agent
     assert parts.has_balloon
 
@@ -213,32 +215,33 @@ def test_a_foreign_domain_is_read() -> None:
 
 
 def test_adoption_is_this_document() -> None:
-    golden("adopted.xml", domainxml.adopted(FOREIGN, "/vms/x/monitor.sock"))
+    golden("adopted.xml", domainxml.adopted(FOREIGN, "/vms/x/monitor.sock", "/vms/x/pulse"))
 
 
 def test_adoption_mends_what_a_definition_can_give_and_names_the_rest() -> None:
-    after = domainxml.adopted(FOREIGN, "/vms/x,y/monitor.sock")
+    after = domainxml.adopted(FOREIGN, "/vms/x,y/monitor.sock", "/vms/x,y/pulse")
     assert domainxml.missing(after) == ("disk sda as qcow2 (it is raw)",)
     assert domainxml.read(after).monitor == "/vms/x,y/monitor.sock"
+    assert domainxml.read(after).pulse == "/vms/x,y/pulse"
 
 
 def test_adoption_only_adds_or_changes_what_it_is_for() -> None:
-    after = domainxml.adopted(FOREIGN, "/m.sock")
+    after = domainxml.adopted(FOREIGN, "/m.sock", "/p")
     kept = [line for line in FOREIGN.splitlines() if "<domain " not in line and "<memballoon" not in line]
     found = iter(re.sub(r"'", '"', line) for line in after.splitlines())
     assert all(re.sub(r"'", '"', line) in found for line in kept), "a line is gone or at another place"
 
 
 def test_adopting_twice_is_adopting_once() -> None:
-    once = domainxml.adopted(FOREIGN, "/m.sock")
-    assert domainxml.adopted(once, "/other.sock") == once
+    once = domainxml.adopted(FOREIGN, "/m.sock", "/p")
+    assert domainxml.adopted(once, "/other.sock", "/other") == once
 
 
 def test_adoption_keeps_qemu_arguments_of_others() -> None:
     theirs = FOREIGN.replace(
         "<domain type", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' type"
     ).replace("</devices>\n", "</devices>\n  <qemu:commandline>\n    <qemu:arg value='-s'/>\n  </qemu:commandline>\n")
-    after = domainxml.adopted(theirs, "/m.sock")
+    after = domainxml.adopted(theirs, "/m.sock", "/p")
     assert re.findall(r'qemu:arg value="([^"]*)"', after) == [
         "-s",
         "-chardev",
@@ -266,6 +269,23 @@ def test_a_monitor_counts_only_if_qemu_would_open_it(arguments: list[str], path:
         f"<qemu:commandline>{rendered}</qemu:commandline></domain>"
     )
     assert domainxml.read(xml).monitor == path
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("org.hvctl.pulse.0", "org.example.0"),
+        ('<channel type="pipe">', '<channel type="pty">'),
+        ('<source path="/vms/web/pulse"/>', "<source/>"),
+    ],
+)
+def test_a_domain_without_the_sign_of_life_port_lacks_nothing(before: str, after: str) -> None:
+    xml = domainxml.build(SPEC, QEMU)
+    assert before in xml
+    parts = domainxml.read(xml.replace(before, after))
+    assert (parts.pulse, parts.missing) == (None, ())
+    older = domainxml.read(domainxml.build(replace(SPEC, pulse=None), QEMU))
+    assert (older.pulse, older.missing) == (None, ())
 
 
 @pytest.mark.parametrize(
