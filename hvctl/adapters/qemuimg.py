@@ -20,6 +20,7 @@ _FORMATS = frozenset({"qcow2", "raw"})
 _QCOW2_MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA_FILE = 1 << 2
 _CHAIN_LIMIT = 16
+_LEAKS = 3  # the exit status of "qemu-img check" for clusters that nothing refers to
 
 
 def _name(path: Path | str) -> str:
@@ -100,22 +101,26 @@ def _check_header(path: Path) -> None:
 
 def check_chain(path: Path, format: str, folders: Collection[Path]) -> tuple[Path, ...]:
     """The files an image consists of, itself first; RefusedError if one of them lies outside `folders`."""
+    return tuple(layer for layer, _ in _chain(path, format, folders))
+
+
+def _chain(path: Path, format: str, folders: Collection[Path]) -> list[tuple[Path, str]]:
     allowed = [folder.resolve() for folder in folders]
-    chain: list[Path] = []
+    chain: list[tuple[Path, str]] = []
     next_path, next_format = path, format
     while True:
         real = next_path.resolve()
         if not any(real.is_relative_to(folder) for folder in allowed):
             raise RefusedError(f"the image {path} reads {real}, which lies outside hvctl's folders.")
-        if real in chain or len(chain) == _CHAIN_LIMIT:
+        if any(real == layer for layer, _ in chain) or len(chain) == _CHAIN_LIMIT:
             raise RefusedError(f"the image {path} has a chain of backing files that is a loop or too long.")
         if not real.is_file():
             raise RefusedError(f"the image {path} needs {real}, which is not a file.")
-        chain.append(real)
+        chain.append((real, next_format))
         answer = info(real, next_format)
         backing = answer.get("backing-filename")
         if backing is None:
-            return tuple(chain)
+            return chain
         if not backing.startswith("/"):
             raise RefusedError(f"the image {real} has the backing file {backing!r}, which is not an absolute path.")
         if "backing-filename-format" not in answer:
@@ -140,6 +145,35 @@ def delete_internal_snapshot(path: Path, name: str) -> None:
         run_tool(["qemu-img", "snapshot", "-q", "-d", name, "--image-opts", _options(path, "qcow2")])
 
 
+def apply_internal_snapshot(path: Path, name: str) -> None:
+    """Make an image that no QEMU has open what it was at one of its snapshots; every snapshot stays in it. What only
+    the state that goes away had becomes a hole in the file. Nothing the image refers to is opened."""
+    _check_header(path)
+    run_tool(["qemu-img", "snapshot", "-q", "-a", name, _json(_alone(path))])
+
+
+def check(path: Path) -> None:
+    """HvctlError if the metadata of a qcow2 image that no QEMU has open are damaged; clusters that nothing refers to
+    are no damage. Nothing the image refers to is opened."""
+    _check_header(path)
+    run_tool(["qemu-img", "check", "-q", _json(_alone(path))], accept=frozenset({0, _LEAKS}))
+
+
+def copy_extent(source: Path, target: Path, start: int, end: int, folders: Collection[Path]) -> None:
+    """Give a guest of `target` the bytes of `source` from `start` to `end`, which are multiples of 512; the rest of it
+    and its snapshots stay. Both are qcow2 and closed; what they read has to lie in `folders`. Zeroes take no room."""
+
+    def extent(path: Path) -> str:
+        image = None
+        for layer, format in reversed(_chain(path, "qcow2", folders)):
+            # Spelled out down to its end: nothing is opened because of what a header says by then.
+            below = {"backing": image} if format == "qcow2" else {}
+            image = {"driver": format, "discard": "unmap", "file": _file(layer), **below}
+        return _json({"driver": "raw", "offset": start, "size": end - start, "discard": "unmap", "file": image})
+
+    run_tool(["qemu-img", "convert", "-q", "-n", "-f", "raw", "-O", "raw", extent(source), extent(target)])
+
+
 def compare(a: Path, a_format: str, b: Path, b_format: str) -> bool:
     """Whether two images show a guest the same bytes."""
     argv = ["qemu-img", "compare", "-q", "-U", "-f", _format(a_format), "-F", _format(b_format), _name(a), _name(b)]
@@ -149,3 +183,16 @@ def compare(a: Path, a_format: str, b: Path, b_format: str) -> bool:
 def _options(path: Path, format: str) -> str:
     # "qemu-img snapshot" has no -f; a comma in a file name is doubled in this syntax.
     return f"driver={format},file.driver=file,file.filename={_name(path).replace(',', ',,')}"
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"driver": "file", "filename": _name(path), "discard": "unmap"}
+
+
+def _alone(path: Path) -> dict[str, Any]:
+    return {"driver": "qcow2", "backing": None, "discard": "unmap", "file": _file(path)}
+
+
+def _json(options: dict[str, Any]) -> str:
+    """An image by its options; only this form can say that there is no backing image."""
+    return f"json:{json.dumps(options)}"

@@ -1,0 +1,154 @@
+"""The files beside one overlay that a reset of its disk needs: their names, copies of them, and whose they are."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hvctl.errors import RefusedError
+
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FICLONE: Final = 0x40049409
+_CHUNK: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the files of one overlay's resets are. `old` is the overlay that goes away: it is there from the moment
+    the disk is touched until the reset is over."""
+
+    overlay: Path
+
+    def _beside(self, suffix: str) -> Path:
+        return self.overlay.with_name(f"{self.overlay.name}.{suffix}")
+
+    @property
+    def plan(self) -> Path:
+        return self._beside("reset")
+
+    @property
+    def spare(self) -> Path:
+        return self._beside("spare")
+
+    @property
+    def old(self) -> Path:
+        return self._beside("old")
+
+    def pristine(self, tag: str) -> Path:
+        if not _TAG.fullmatch(tag):
+            raise RefusedError(f"{tag!r} is not the name of a snapshot of hvctl.")
+        return self._beside(f"{tag}.pristine")
+
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """The identities of the overlay and the spare, as far as they are there."""
+        return tuple(identity(f) for f in (self.overlay, self.spare) if f.exists())
+
+    def keep_old(self) -> None:
+        """A second name for the overlay, so that it is not lost when the spare takes its first one."""
+        if self.old.exists() and identity(self.old) != identity(self.overlay):
+            self.old.unlink()
+        if not self.old.exists():
+            os.link(self.overlay, self.old, follow_symlinks=False)
+
+    def clean(self, durable: bool) -> None:
+        """A reset is over: its second name and its note go. What comes to a folder or goes is not durable by itself."""
+        if durable:
+            sync(self.overlay.parent)
+        self.old.unlink(missing_ok=True)
+        self.plan.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        names = self.overlay.parent.glob(f"{_literal(self.overlay.name)}.*.pristine*")
+        for file in (self.plan, self.spare, self.old, *names):
+            file.unlink(missing_ok=True)
+
+
+def identity(file: Path) -> tuple[int, int]:
+    """What tells a file from another one with its name."""
+    status = file.stat(follow_symlinks=False)
+    return status.st_dev, status.st_ino
+
+
+def has_open(pid: int, file: tuple[int, int]) -> bool:
+    """Whether a process has the very file open."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            status = entry.stat()
+        except OSError:  # closed meanwhile
+            continue
+        if (status.st_dev, status.st_ino) == file:
+            return True
+    return False
+
+
+def copy(source: Path, target: Path, durable: bool = False) -> None:
+    """A sparse copy that only this user can open."""
+    target.unlink(missing_ok=True)
+    with _opened(source, os.O_RDONLY) as old, _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new:
+        try:
+            fcntl.ioctl(new, _FICLONE, old)
+        except OSError:
+            _data(old, new)
+        if durable:
+            os.fsync(new)
+
+
+def _data(old: int, new: int) -> None:
+    size = os.fstat(old).st_size
+    os.ftruncate(new, size)
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(old, end, os.SEEK_DATA)
+        except OSError:  # no data behind this
+            return
+        end = os.lseek(old, start, os.SEEK_HOLE)
+        while start < end:
+            piece = os.pread(old, min(_CHUNK, end - start), start)
+            if not piece:
+                return
+            start += os.pwrite(new, piece, start)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync(file: Path) -> None:
+    """Have a file, or what a folder names, reach the host's disk."""
+    with _opened(file, os.O_RDONLY) as fd:
+        os.fsync(fd)
+
+
+def take_after(overlay: Path, spare: Path) -> None:
+    """Owner, mode and labels: QEMU has to open the one as it could the other, and libvirt finds its notes there."""
+    status = overlay.stat()
+    with _opened(spare, os.O_RDWR) as fd:
+        for name in os.listxattr(overlay):
+            os.setxattr(fd, name, os.getxattr(overlay, name))
+        os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, stat.S_IMODE(status.st_mode))
+
+
+def check_folder(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise RefusedError(
+            f"{folder} can be changed by others: no copy of a disk is put there.", f"chmod go-w {folder}"
+        )
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
