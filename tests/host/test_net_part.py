@@ -38,7 +38,8 @@ pytestmark = [
 
 VM = "11111111-1111-4111-8111-111111111111"
 MBIT = 1_000_000
-HOST, OUTSIDE, FACADE = ("192.0.2.1", "2001:db8::1"), ("198.51.100.2", "2001:db8:1::2"), "198.51.100.1"
+HOST, OUTSIDE = ("192.0.2.1", "2001:db8::1"), ("198.51.100.2", "2001:db8:1::2")
+FACADE, FAR = "198.51.100.1", "203.0.113.5"
 
 
 # --- a host with a bridge, and guests on it that are namespaces
@@ -220,15 +221,37 @@ def test_an_ipv6_address_that_another_answers_for_stays_his(net: Net) -> None:
 
 def test_a_guest_that_claims_the_whole_world_ends_no_connection_but_its_own(net: Net) -> None:
     busy(net)
-    world = [*HOST, *OUTSIDE, FACADE, *net.two.addresses, "127.0.0.1", "0.0.0.0", "fe80::1", "224.0.0.1", "nonsense"]
-    for address in (HOST[0], OUTSIDE[0], FACADE, "192.0.2.77"):
+    # Somebody behind a router, whose MAC the host never sees.
+    run("ip", "-n", net.outside.namespace, "address", "add", f"{FAR}/32", "dev", "lo")
+    run("ip", "-n", net.host, "route", "add", FAR, "via", OUTSIDE[0])
+    net.two.connect(net.outside.serve(FAR))
+    world = [
+        FAR,
+        *HOST,
+        *OUTSIDE,
+        FACADE,
+        *net.two.addresses,
+        "127.0.0.1",
+        "0.0.0.0",
+        "fe80::1",
+        "224.0.0.1",
+        "nonsense",
+    ]
+    for address in (FAR, OUTSIDE[0]):
         run("ip", "-n", net.one.namespace, "address", "add", f"{address}/32", "dev", "eth0")
     before = [f for f in net.tracked() if not set(net.one.addresses) & f]
     told = net.control.forget_flows([net.one.nic], {net.one.mac: world})
-    assert told.addresses == net.one.addresses
-    assert told.deleted == 4
-    assert set(told.disputed) == {*HOST, *OUTSIDE, FACADE, *net.two.addresses}
+    assert (told.deleted, told.addresses) == (4, net.one.addresses)
+    assert set(told.disputed) == {FAR, *HOST, *OUTSIDE, FACADE, *net.two.addresses}
     assert net.tracked() == before
+
+
+def test_an_address_that_the_host_knows_at_two_places_is_nobodys(net: Net) -> None:
+    busy(net)
+    own = net.one.addresses[0]
+    run("ip", "-n", net.host, "neighbour", "add", own, "lladdr", net.two.mac, "dev", "wan")
+    told = net.control.forget_flows([net.one.nic], {})
+    assert told == Forgotten(1, net.one.addresses[1:], (own,))
 
 
 def test_an_address_that_the_host_forgot_is_believed_once_the_guest_answers_for_it(net: Net) -> None:
