@@ -72,9 +72,6 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
         _add(vcpus, "vcpu", id=str(number), enabled=enabled, hotpluggable="no" if number == 0 else "yes")
     system = _add(domain, "os")
     _add(system, "type", "hvm", arch="x86_64", machine="pc")
-    _add(system, "kernel", spec.kernel)
-    _add(system, "initrd", spec.initrd)
-    _add(system, "cmdline", spec.cmdline)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -104,6 +101,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add_owner(domain, owner)
+    _add_kernel(domain, spec)
     _add_monitor(domain, spec.monitor)
     etree.indent(domain, space="  ")
     return text(domain) + "\n"
@@ -220,7 +218,7 @@ def _add_disk(devices: Any, spec: DiskSpec) -> None:
     if spec.backing is not None:
         backing.set("type", "file")
         _add(backing, "format", type=spec.backing_format or "raw")
-        _add(backing, "source", file=spec.backing)
+        _keep_owner(_add(backing, "source", file=spec.backing))
         _add(backing, "backingStore")
     _add(disk, "target", dev=spec.target, bus="virtio")
     _add(disk, "serial", spec.name)
@@ -258,17 +256,36 @@ def _add_balloon(devices: Any) -> None:
 
 
 def _add_owner(domain: Any, owner: tuple[int, int]) -> None:
-    """QEMU's user as ever, and no files given to it: libvirt would make it the owner of the kernel, the initrd and the
-    base image, and for good, so that one hostile QEMU could write what every other VM boots from. The overlays are its
-    own already."""
-    label = _add(domain, "seclabel", type="static", model="dac", relabel="no")
+    """QEMU's user as ever, and libvirt gives it the disks of this VM, and the overlays that virsh puts over them. What
+    VMs share it must not get, or one hostile QEMU could write what every other VM boots from: see _keep_owner and
+    _add_kernel."""
+    label = _add(domain, "seclabel", type="static", model="dac", relabel="yes")
     _add(label, "label", "+{}:+{}".format(*owner))
 
 
+def _keep_owner(source: Any) -> None:
+    """libvirt leaves this image alone, and carries this with it through block jobs, snapshots and saved states."""
+    _add(source, "seclabel", model="dac", relabel="no")
+
+
+def _add_kernel(domain: Any, spec: VmSpec) -> None:
+    """Past libvirt, which makes QEMU's user the owner of a <kernel> and <initrd>, and knows no exception for them
+    (security_dac.c, virSecurityDACSetAllLabel). QEMU reads both once, at its start."""
+    _add_arguments(domain, "-kernel", spec.kernel, "-initrd", spec.initrd, "-append", spec.cmdline)
+
+
 def _add_monitor(domain: Any, path: str) -> None:
+    chardev = f"socket,id={MONITOR_ID},path={path.replace(',', ',,')},server=on,wait=off"
+    _add_arguments(domain, "-chardev", chardev, "-mon", f"chardev={MONITOR_ID},mode=control")
+
+
+def _add_arguments(domain: Any, *values: str) -> None:
     commandline = domain.find(f"{{{QEMU}}}commandline")
     if commandline is None:
         commandline = _append(domain, etree.Element(f"{{{QEMU}}}commandline"))
-    chardev = f"socket,id={MONITOR_ID},path={path.replace(',', ',,')},server=on,wait=off"
-    for value in ("-chardev", chardev, "-mon", f"chardev={MONITOR_ID},mode=control"):
-        _append(commandline, etree.Element(f"{{{QEMU}}}arg", {"value": value}))
+    for value in values:
+        try:
+            argument = etree.Element(f"{{{QEMU}}}arg", {"value": value})
+        except ValueError as e:
+            raise UsageError(f"XML cannot hold this argument of QEMU: {value!r}.") from e
+        _append(commandline, argument)

@@ -241,6 +241,7 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
     rules = (
         (settings.vms_dir, "*/qmp/monitor.sock", "rw"),
         (settings.vms_dir, "*/pulse.{in,out}", "rw"),
+        (settings.images_dir, "*/{kernel,initrd}", "r"),
         (settings.snapshots_dir, "*/*/vmstate.qcow2", "rwk"),
     )
     lines = [f'"{_GLOB.sub(_ESCAPED, str(root))}/{rest}" {rights},' for root, rest, rights in rules]
@@ -251,7 +252,7 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
         yield HostChange(
             f"AppArmor rules in {paths.apparmor_local}",
             "different" if _BEGIN in now else "missing",
-            "QEMU may make hvctl's monitor, and open its sign-of-life port and the device state of snapshots",
+            "QEMU may make hvctl's monitor, and open the sign-of-life port, kernels and the device state of snapshots",
             "add the lines; what else is in the file stays",
             WriteFile(paths.apparmor_local, wanted),
         )

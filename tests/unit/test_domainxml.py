@@ -123,6 +123,25 @@ def test_characters_that_xml_cannot_hold_are_refused() -> None:
         domainxml.build(replace(SPEC, cmdline="quiet\x00"), QEMU)
 
 
+def test_libvirt_is_given_nothing_that_vms_share() -> None:
+    """It would make QEMU's user the owner of what it finds in <os> and of each image without this mark."""
+    root = etree.fromstring(domainxml.build(SPEC, QEMU).encode())
+    assert root.find("os/kernel") is root.find("os/initrd") is root.find("os/cmdline") is None
+    shared = [s for s in root.iterfind("devices/disk//source") if "/images/" in s.get("file", "")]
+    assert [[(label.get("model"), label.get("relabel")) for label in s] for s in shared] == [[("dac", "no")]]
+    own = [s for s in root.iterfind("devices/disk//source") if "/images/" not in s.get("file", "")]
+    assert [len(s) for s in own] == [0, 0], "virsh could not put an overlay over these"
+    assert root.find("seclabel").get("relabel") == "yes"
+
+
+@given(cmdline=XML_TEXT)
+def test_qemu_gets_the_kernel_line_as_one_argument(cmdline: str) -> None:
+    root = etree.fromstring(domainxml.build(replace(SPEC, cmdline=cmdline), QEMU).encode())
+    arguments = [a.get("value") for a in root.iter(f"{{{domainxml.QEMU}}}arg")]
+    kernel, initrd, append = (arguments[arguments.index(o) + 1] for o in ("-kernel", "-initrd", "-append"))
+    assert (kernel, initrd, append) == (SPEC.kernel, SPEC.initrd, cmdline)
+
+
 # --- hostile documents
 
 

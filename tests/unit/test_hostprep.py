@@ -372,6 +372,7 @@ def test_rules_are_added_once_and_what_others_wrote_stays(settings: Settings, pa
         "# hvctl host prepare: begin",
         f'"{settings.vms_dir}/*/qmp/monitor.sock" rw,',
         f'"{settings.vms_dir}/*/pulse.{{in,out}}" rw,',
+        f'"{settings.images_dir}/*/{{kernel,initrd}}" r,',
         f'"{settings.snapshots_dir}/*/*/vmstate.qcow2" rwk,',
         "# hvctl host prepare: end",
     ]
