@@ -102,7 +102,7 @@ def test_what_was_said_before_does_not_count(path: str, qemu: Qemu) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        f"life {new_nonce()}",
+        pytest.param(f"life {new_nonce()}", id="another nonce"),
         f"life {NONCE[:-1]}",
         f"life {NONCE}0",
         f"xlife {NONCE}",
