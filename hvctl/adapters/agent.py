@@ -217,6 +217,16 @@ def reseed(call: Call, seconds: float = 10.0) -> bool:
         return False
 
 
+def drop_caches(call: Call, seconds: float = 30.0) -> None:
+    """Have the guest write back what is dirty, then forget the page cache, dentries and inodes: nothing is lost, and
+    what it reads next it reads from its disks. GuestError if it says that it could not; DeadlineError after `seconds`,
+    when it may still be writing back. That it did is its own word: count what comes back to the host."""
+    done = run(call, ["/bin/sh", "-c", "sync && echo 3 > /proc/sys/vm/drop_caches"], seconds=seconds, max_bytes=4096)
+    if done.status != 0:
+        ended = f"signal {done.signal}" if done.status is None else f"status {done.status}"
+        raise GuestError(f"the guest could not drop its page cache: its shell ended with {ended}.")
+
+
 def _object(answer: Any, command: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise GuestError(f"the guest agent's answer to {command} is not an object.")
