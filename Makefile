@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test check lint setup packages host bench-allocate picture clean
+.PHONY: demo test test-debian13 check lint setup packages host bench-allocate picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -16,6 +16,12 @@ test: setup host lint
 	$(BIN)/hvctl image build debian
 	$(BIN)/pytest -q -n 2 -m "not host"
 	$(BIN)/pytest -m host
+
+# Snapshots and resets on Debian 13's libvirt, QEMU and Python; TESTS: files, pytest's options, or --guests own.
+test-debian13: setup
+	$(BIN)/hvctl image build micro
+	$(BIN)/hvctl image build debian
+	exec setpriv --pdeathsig KILL $(BIN)/python -m tests.debian13 --packages '$(PACKAGES)' $(TESTS)
 
 check: setup lint
 	$(BIN)/pytest -q -n 2 -m "not host and not postgresql and not processes"

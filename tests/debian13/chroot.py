@@ -35,7 +35,7 @@ def sources() -> str:
 
 def wanted(packages: Sequence[str]) -> Path:
     """The folder for these packages from these archives."""
-    inputs = (SUITE, sources(), *sorted(packages), Path(__file__).read_bytes())
+    inputs: tuple[str | bytes, ...] = (SUITE, sources(), *sorted(packages), Path(__file__).read_bytes())
     return CACHE / f"debian13-{_digest(inputs)}"
 
 
