@@ -98,9 +98,12 @@ def _enter_groups(name: str) -> None:
 
 
 def _remove_groups() -> None:
-    """This process's, and those of one that was killed; a group that is in use stays."""
+    """This process's, and those of one that was killed."""
     for where, _, options in _hierarchies():
         for group in _own_group(where, options).glob(f"{GROUP}*"):
+            pid = group.name.removeprefix(GROUP)
+            if pid != str(os.getpid()) and Path("/proc", pid).exists():
+                continue
             for folder, _, _ in os.walk(group, topdown=False):
                 with suppress(OSError):
                     Path(folder).rmdir()
