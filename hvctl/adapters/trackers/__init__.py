@@ -57,8 +57,9 @@ class Tracker(Protocol):
 
 
 def open_tracker(kind: str, pid: int, spans: tuple[Span, ...]) -> Tracker:
-    """A new tracker, or the one that an earlier hvctl left in the process. The descriptor of uffd counts as one of the
-    process's own until end_tracker.
+    """A new tracker, or the one that an earlier hvctl left in the process; what that one knew is lost, so arm it. The
+    descriptor of uffd is one of the process's own until end_tracker. The guest need not be paused for it: this is what
+    takes time with much resident RAM, and arm is quick afterwards.
 
     RefusedError: this kernel or process has it not. UnreachableError: the process is gone. DeadlineError: it is
     stopped (SIGSTOP, a freezer) and could not be asked.

@@ -12,6 +12,7 @@ import errno
 import os
 import platform
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from hvctl.errors import DeadlineError, RefusedError, UnreachableError
 
 SECONDS: Final = 2.0
 _PAUSE: Final = 0.001
+_STOP: Final = 0.1  # s that any stop is given, also one that was asked for at the last moment
 _CALL: Final = b"\x0f\x05\xc3"  # syscall; ret
 _RESTORER: Final = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"  # mov $15, %rax; syscall: every libc has it for its handlers
 
@@ -74,11 +76,12 @@ def _attempt(pid: int, tid: int, call: tuple[int, ...], code: _Code, until: floa
     """None: not this thread, or not now. A thread in the middle of a system call has no half-done work in user mode
     (a restartable sequence); QEMU's first thread nearly always is."""
     try:
-        tracee = Tracee(tid, until)
+        tracee = Tracee(tid, max(until, time.monotonic() + _STOP))
     except PermissionError as e:
-        if _field(pid, tid, "State").startswith("Z"):
-            return None
         tracer = int(_field(pid, tid, "TracerPid") or 0)
+        # It is a zombie, or died in the attempt before and could not be let go.
+        if _field(pid, tid, "State").startswith("Z") or tracer == threading.get_native_id():
+            return None
         reason = f"is traced by process {tracer}" if tracer else f"may not be traced: {e.strerror}"
         raise RefusedError(f"process {pid} {reason}.", "end the debugger" if tracer else "run hvctl as root") from e
     try:
@@ -131,7 +134,7 @@ def _threads(pid: int) -> list[int]:
     """The first one first: it is QEMU's main loop, which waits in poll."""
     try:
         found = sorted(int(p.name) for p in Path(f"/proc/{pid}/task").iterdir())
-    except FileNotFoundError as e:
+    except (FileNotFoundError, ProcessLookupError) as e:
         raise _gone(pid) from e
     state = _field(pid, pid, "State")
     if not state or (state[0] in "ZX" and len(found) == 1):
@@ -147,7 +150,7 @@ def _find_code(pid: int) -> _Code:
                 found = _in_mapping(memory.fileno(), mapping)
                 if found:
                     return found
-    except FileNotFoundError as e:
+    except (FileNotFoundError, ProcessLookupError) as e:
         raise _gone(pid) from e
     except PermissionError as e:
         raise RefusedError(f"process {pid} may not be traced: {e.strerror}.", "run hvctl as root") from e

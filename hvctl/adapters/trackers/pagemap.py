@@ -97,9 +97,9 @@ def runs(first: int, which: NDArray[np.bool_]) -> Ranges:
 
 def merged(pieces: list[Ranges]) -> Ranges:
     """One sorted row of disjoint ranges that do not touch."""
-    if not pieces:
-        return np.empty((0, 2), np.int64)
-    ranges = np.concatenate(pieces)
+    ranges = np.concatenate([np.empty((0, 2), np.int64), *pieces])
+    if len(ranges) < 2:
+        return ranges
     ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
     starts, ends = ranges[:, 0], np.maximum.accumulate(ranges[:, 1])
     gaps = starts[1:] > ends[:-1]

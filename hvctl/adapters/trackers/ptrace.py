@@ -115,7 +115,8 @@ class Tracee:
     def extended_state(self) -> bytes:
         """Floating point and vector registers as the XSAVE instruction lays them out."""
         area = (ctypes.c_char * 16384)()
-        return area.raw[: self._regset(_GETREGSET, _NT_X86_XSTATE, area)]
+        size = self._regset(_GETREGSET, _NT_X86_XSTATE, area)
+        return area.raw[:size]
 
     def blocked_signals(self) -> bytes:
         mask = (ctypes.c_char * 8)()

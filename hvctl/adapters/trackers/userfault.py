@@ -39,7 +39,9 @@ _INITIALIZED: Final = 1 << 31  # as /proc/PID/fdinfo shows it
 _API: Final = 0xC018AA3F
 _REGISTER: Final = 0xC020AA00
 _UNREGISTER: Final = 0x8010AA01
+_WRITEPROTECT: Final = 0xC018AA06
 _MODE_WP: Final = 1 << 1
+_PROTECT: Final = 1 << 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Userfault:
             _ioctl(self._uffd, _API, struct.pack("=3Q", _UFFD_API, _FEATURES, 0))
         for span in self._spans:
             _ioctl(self._uffd, _REGISTER, struct.pack("=4Q", span.address, span.length, _MODE_WP, 0))
+            # Unlike the scan this also splits huge pages, of which one write would else be 512.
+            _ioctl(self._uffd, _WRITEPROTECT, struct.pack("=3Q", span.address, span.length, _PROTECT))
 
     def unregister(self) -> None:
         for span in self._spans:
