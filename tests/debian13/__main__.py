@@ -126,7 +126,10 @@ def enter(
         **(env or {}),
     }
     return namespace.run(
-        place, ["python3", "/srv/debian13/inside.py", *argv], own, [*chroot.leash(), *(chroot.PATIENT if kept else ())]
+        place,
+        ["/usr/bin/python3", "/srv/debian13/inside.py", *argv],
+        own,
+        [*chroot.leash(), *(chroot.PATIENT if kept else ())],
     )
 
 
