@@ -22,7 +22,6 @@ import secrets
 import select
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -31,8 +30,8 @@ from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
 ENTROPY: Final = 64  # bytes
 NONCE: Final = 16  # bytes
-# What one session reads at most; an answer has 96 bytes, and a FIFO full of what was said earlier 64 KiB.
-_MOST: Final = 64 << 10
+# What one session reads at most: an answer has 96 bytes, and what the guest said before it has room in its ring.
+_MOST: Final = 1 << 20
 _LINE: Final = 128
 _DRAINED: Final = 1 << 20
 
@@ -84,7 +83,7 @@ class Pulse:
         self._in = self._out = -1
         self._sent = 0.0
         self._read = 0
-        self._text = b""
+        self._text = b"\n"
 
     def __enter__(self) -> Pulse:
         try:
@@ -133,25 +132,26 @@ class Pulse:
 
     def await_life(self, nonce: str, seconds: float) -> float:
         """Seconds from `send` to the guest's answer to this very nonce; DeadlineError if there is none in `seconds`."""
-        self._await(lambda line: line == f"life {nonce}".encode(), seconds, "show a sign of life")
+        self._await(f"\nlife {nonce}\n".encode(), seconds, "show a sign of life")
         return time.monotonic() - self._sent
 
     def await_done(self, nonce: str, seconds: float) -> Done:
         """What the guest made of entropy and time. DeadlineError as above."""
-        line = self._await(lambda line: line.startswith(f"done {nonce} ".encode()), seconds, "say that it is reseeded")
-        words = line.split()[2:]
+        words = self._await(f"\ndone {nonce} ".encode(), seconds, "say that it is reseeded").split()[2:]
         return Done(b"reseed=ok" in words, b"clock=ok" in words)
 
-    def _await(self, wanted: Callable[[bytes], bool], seconds: float, what: str) -> bytes:
+    def _await(self, wanted: bytes, seconds: float, what: str) -> bytes:
+        """The line that begins with `wanted`, a newline first; what is behind it stays for the next call."""
         until = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
         while True:
-            while b"\n" in self._text:
-                line, _, self._text = self._text.partition(b"\n")
-                if wanted(line):
-                    return line
-            # No answer is as long as this: the rest of such a line is noise, too.
+            at = self._text.find(wanted)
+            end = self._text.find(b"\n", at + 1)
+            if 0 <= at < end:
+                line, self._text = self._text[at:end], self._text[end:]
+                return line
+            # Of a line that is longer than any answer the rest is noise, too.
             self._text = self._text[-_LINE:]
             left = until - time.monotonic()
             ready = poll.poll(max(0.0, left) * 1000)

@@ -185,7 +185,7 @@ def real_site() -> Iterator[Site]:
         subprocess.run(["ip", "link", "add", site.bridge, "type", "bridge"], check=True)
         made.callback(subprocess.run, ["ip", "link", "del", site.bridge], check=True)
         subprocess.run(["ip", "link", "set", site.bridge, "up"], check=True)
-        _copy_image(site.settings, "micro")
+        copy_image(site.settings, "micro")
         # The probe boots a guest: its answer holds for a copy of the image.
         known = kvmprobe.answer_file(Settings())
         if known.exists():
@@ -201,14 +201,16 @@ def _folder(made: ExitStack, parent: str) -> str:
     return str(folder)
 
 
-def _copy_image(settings: Settings, name: str) -> None:
+def copy_image(settings: Settings, name: str) -> None:
     """A copy of a built image, whose manifest names the copy's place: an image is only taken for one where it lies."""
     source = Path(imagestore.find(Settings(), name).kernel).parent
-    settings.images_dir.mkdir(mode=0o711)
+    settings.images_dir.mkdir(mode=0o711, exist_ok=True)
     copy = settings.images_dir / source.name
     shutil.copytree(source, copy, copy_function=shutil.copyfile)
     manifest = copy / imagestore.MANIFEST
     manifest.write_text(manifest.read_text().replace(str(source), str(copy)))
+    for file in copy.iterdir():
+        file.chmod(0o444)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
