@@ -3,6 +3,7 @@ the one that traces it dies."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -350,6 +352,27 @@ def in_a_fork(act: Callable[[], None]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+def vectors(pid: int, mark: int | None = None) -> bytes:
+    """The upper halves of a process's AVX registers, which are first set to a mark if one is given."""
+
+    def look() -> bytes:
+        tracee = ptrace.Tracee(pid, time.monotonic() + 10)
+        try:
+            tracee.interrupt()
+            state = bytearray(tracee.extended_state())
+            if mark is not None:
+                state[512] |= 4  # XSTATE_BV: they are in use
+                state[576:832] = bytes([mark]) * 256
+                area = (ctypes.c_char * len(state)).from_buffer(state)
+                tracee._regset(ptrace._SETREGSET, ptrace._NT_X86_XSTATE, area)
+            return bytes(state[576:832])
+        finally:
+            ptrace.let_go(tracee)
+
+    with ThreadPoolExecutor(1) as tracer:
+        return tracer.submit(look).result()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -388,12 +411,14 @@ def test_the_tracer_killed_before_any_of_its_steps(script: str, results: tuple[A
     """The process is in the middle of a system call, which goes on, and it computes right afterwards."""
     with running(STATE % "work(20000)") as child:
         _, right, _ = child.heard(), child.heard(), child.heard()
+    avx = " avx " in Path("/proc/cpuinfo").read_text()
     steps, results_seen = 0, []
     while True:
         steps += 1
         with running(STATE % script) as child:
             state = child.heard()
             child.await_call(0, 7)
+            marked = vectors(child.pid, mark=steps) if avx else b""
 
             def trace(pid: int = child.pid, step: int = steps) -> None:
                 at_step(step, die)
@@ -401,6 +426,9 @@ def test_the_tracer_killed_before_any_of_its_steps(script: str, results: tuple[A
 
             status = in_a_fork(trace)
             assert child.status("TracerPid") == "0"
+            if avx and results == ([1, ""],):  # Nothing ran since but the kernel.
+                child.await_call(0)
+                assert vectors(child.pid) == marked
             assert system_call(child.pid, GETPID) == child.pid
             child.tell()
             result = child.heard()
@@ -414,6 +442,31 @@ def test_the_tracer_killed_before_any_of_its_steps(script: str, results: tuple[A
     assert status == 0
     assert steps > 12
     assert results_seen[0] == results_seen[-1] == [1, ""]
+
+
+def test_a_signal_before_any_of_the_steps() -> None:
+    """It is delivered, once, and the system call is made all the same."""
+    script = "signal.signal(signal.SIGUSR1, lambda *_: say('signal')); say(0); hear(); say('heard')"
+    with running(script) as child:
+        child.heard()
+        for step in range(1, 100):
+            child.await_call(0)
+            before = child.descriptors()
+
+            def trace(step: int = step) -> None:
+                count = at_step(step, lambda: os.kill(child.pid, signal.SIGUSR1))
+                assert system_call(child.pid, DUP, 0) > 2
+                os._exit(0 if count() >= step else 7)
+
+            status = os.waitstatus_to_exitcode(in_a_fork(trace))
+            assert len(child.descriptors() - before) == 1
+            if status == 7:
+                break
+            assert status == 0
+            assert child.heard() == "signal"
+        assert step > 12
+        child.tell()
+        assert child.heard() == "heard"
 
 
 def test_the_process_killed_before_any_of_the_steps() -> None:
