@@ -24,7 +24,7 @@ GUESTS = "/srv/guests"
 # One reset is looked at in Debian 13's own guest always. The other tests boot the host's: without KVM a kernel with
 # "x86/acpi/boot: Correct acpi_is_processor_usable() check again", which Debian 13's has, takes no plugged vCPU.
 OWN = "tests/host/test_command_snapshot.py::test_ram_and_disk_go_back_and_the_process_stays"
-NAMES = ("machine", "snapshot", "reset", "parts", "trackers", "save", "soak", "real_kills")
+NAMES = ("machine", "snapshot", "reset", "part", "trackers", "save", "soak", "truth", "pulse", "real_kills")
 
 
 def main() -> int:
