@@ -199,7 +199,7 @@ def _digest(recipe: Recipe, *packages: Iterable[Package]) -> str:
 def _work_folder(images: Path, name: str) -> Iterator[Path]:
     """A folder beside the images, for one build at a time; what a killed build left behind is removed."""
     images.mkdir(mode=0o755, parents=True, exist_ok=True)
-    images.chmod(images.stat().st_mode | 0o011)  # QEMU, another user, passes through, whatever the umask was
+    images.chmod(images.stat().st_mode | 0o055)  # whatever the umask was: QEMU, another user, boots from here
     with (images / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -90,6 +90,15 @@ def test_an_image_is_built_once_and_found(settings: Settings, archive: type[Fake
     assert archive.unpacked == 2
 
 
+def test_qemu_may_pass_to_an_image_whatever_the_umask(settings: Settings, archive: type[FakeArchive]) -> None:
+    before = os.umask(0o077)
+    try:
+        build(settings)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(settings.images_dir.stat().st_mode) == 0o755
+
+
 def test_a_new_package_version_is_a_new_image(settings: Settings, archive: type[FakeArchive]) -> None:
     old = build(settings)
     archive.versions = {**archive.versions, "busybox-static": "2"}
