@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
+from hvctl.model.archive import Archive, Backing, Difference, Hardware, Placement, Room, Saved
 from hvctl.model.flows import Forgotten
 from hvctl.model.host import HostFacts
-from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Balloon, Nic, State, Vm, VmSpec
 
 
@@ -28,6 +30,10 @@ class Domains(Protocol):
         """Every domain, active or not, hvctl's or not, sorted by name; complete or an error, never partial."""
         ...
 
+    def uuid(self, ref: str) -> str:
+        """Of a domain by exact name or UUID; NotFoundError."""
+        ...
+
     def get(self, ref: str) -> Vm:
         """One domain by exact name or UUID; NotFoundError."""
         ...
@@ -38,7 +44,10 @@ class Domains(Protocol):
         """Forget the definition; absent already is fine. RefusedError while it is active."""
         ...
 
-    def start(self, uuid: str) -> None: ...
+    def start(self, uuid: str, *, paused: bool = False) -> None:
+        """paused: with a guest that has not run yet; RefusedError if libvirt holds a saved state that it would go on
+        with. One that is active stays as it is."""
+        ...
 
     def shutdown(self, uuid: str) -> None:
         """Ask the guest; returns at once."""
@@ -115,9 +124,9 @@ class Network(Protocol):
 
     def drop_queue(self, tap: str) -> int:
         """Drop the packets that wait for the guest: in the tap's own queue and in what shapes it (also somebody
-        else's, whose settings stay). How many waited in the latter; the kernel does not count those in the first, nor
-        can be reached what QEMU took already (at most one packet). NotFoundError without the tap, RefusedError for one
-        whose queue has no length: it drops everything already."""
+        else's, whose settings stay). How many waited in the latter: the kernel does not count those in the first. The
+        one packet that QEMU takes from the tap of a paused guest is out of reach, and the guest gets it when it is
+        resumed. NotFoundError without the tap, RefusedError if its queue has no length: it drops everything already."""
         ...
 
     def forget_flows(self, nics: Sequence[Nic], claims: Mapping[str, Sequence[str]]) -> Forgotten:
@@ -152,48 +161,175 @@ class Storage(Protocol):
         """UUIDs that have a folder."""
         ...
 
+    def place_disks(self, uuid: str, load: str, disks: Sequence[Placement]) -> None:
+        """Of a VM that is off: saved disks take the place of its overlays, which are kept until return_disks or
+        release_disks. All of them or none."""
+        ...
+
+    def return_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        """Of a VM that is off: the overlays are those from before the load."""
+        ...
+
+    def release_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        """The overlays from before the load go, all at one moment as far as return_disks is concerned."""
+        ...
+
+    def kept_disks(self, uuid: str) -> str | None:
+        """The load that keeps overlays of a VM now."""
+        ...
+
+
+class Archives(Protocol):
+    """Saved snapshots on disks of the host: each a folder that is whole or not there. What is wrong with one is a
+    RefusedError, that there is none a NotFoundError."""
+
+    def room(self, snapshot: Snapshot, folder: str) -> Room:
+        """What saving it may take, and what there is."""
+        ...
+
+    def write(self, vm_name: str, snapshot: Snapshot, hardware: Hardware, folder: str) -> Saved:
+        """Write all of it beside its name. What fails half-way leaves nothing."""
+        ...
+
+    def publish(self, snapshot: Snapshot, folder: str) -> None: ...
+
+    def drop(self, snapshot: Snapshot, folder: str) -> None:
+        """Remove what was written and not published; absent already is fine."""
+        ...
+
+    def published(self, snapshot: Snapshot, folder: str) -> bool: ...
+
+    def read(self, folder: str) -> Archive:
+        """The manifest, after all files were compared with it."""
+        ...
+
+    def backing(self, overlay: str) -> Backing | None:
+        """The image below an overlay."""
+        ...
+
+    def load_rooms(self, archive: Archive) -> tuple[Room, ...]:
+        """What loading it takes of tmpfs, memory and disks."""
+        ...
+
+    def import_snapshot(self, snapshot: Snapshot, folder: str) -> int:
+        """RAM and device state into the snapshot's own folder, which is not published yet; bytes of RAM."""
+        ...
+
 
 class Machine(Protocol):
-    """The inside of one QEMU process: device state, disks' internal snapshots and guest RAM."""
+    """The inside of one QEMU process: device state, disks' internal snapshots and guest RAM.
+
+    A process is held from the first call of an operation to release(); every method needs the VM as it was observed,
+    and UnreachableError tells that its process is gone. What touches a guest refuses (RefusedError) one that is not
+    paused, and a snapshot that does not fit process, devices and disks any more."""
+
+    def release(self) -> None:
+        """An operation is over: let go of its process, so that others may have its monitor."""
+        ...
+
+    def close(self) -> None: ...
 
     def binding(self, vm: Vm) -> Binding: ...
 
-    def nodes(self, vm: Vm) -> tuple[str, ...]:
-        """Block nodes of the writable disks; RefusedError if one cannot hold a snapshot."""
+    def nodes(self, vm: Vm) -> dict[str, str]:
+        """The writable disks by target, with the block node of each; RefusedError if one cannot hold a snapshot."""
         ...
 
     def room(self, vm: Vm) -> tuple[int, int]:
         """Bytes a snapshot of this VM needs now, and bytes there are for it."""
         ...
 
-    def prepare(self, vm: Vm, snapshot: Snapshot) -> None: ...
-
-    def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
-        """The guest is paused."""
+    def tracking(self, vm: Vm) -> Tracking | None:
+        """What is known of the writes to its RAM; None if nothing was ever noted."""
         ...
 
-    def copy_ram(self, vm: Vm, snapshot: Snapshot) -> int:
-        """Bytes stored. The guest is paused."""
+    def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
+        """Right before a pause, for a reset to `snapshot`: whatever can be opened, asked and refused while the guest
+        still runs. Changes nothing, and may be left out."""
+        ...
+
+    def pause(self, vm: Vm) -> None:
+        """Stop the guest; one that is paused stays so."""
+        ...
+
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+        """Let it go on; greet: with fresh entropy and the question for a sign of life, and clock: with the time, where
+        the VM has a port for it. A guest that runs already is not greeted."""
+        ...
+
+    def await_life(self, vm: Vm, seconds: float) -> Life:
+        """The answer to the greeting of this operation; DeadlineError without one."""
+        ...
+
+    def prepare(self, vm: Vm, snapshot: Snapshot) -> None: ...
+
+    def hardware(self, vm: Vm) -> Hardware:
+        """The machine that the process shows its guest."""
+        ...
+
+    def attach(self, vm: Vm, snapshot: Snapshot) -> None:
+        """Give the process the node of a snapshot's device state, which is in its folder already."""
+        ...
+
+    def arm(self, vm: Vm, tracker: TrackerKind) -> Tracking:
+        """Have writes noted from now on. RefusedError: the tracker that is asked for by name does not work here."""
+        ...
+
+    def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
+        """Device state and the disks of snapshot.nodes."""
+        ...
+
+    def copy_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, live: bool = False
+    ) -> int:
+        """Bytes stored of what differs from the snapshot's parent. live: while the guest runs; what it writes meanwhile
+        is stored again by the call under the pause, which must follow."""
+        ...
+
+    def patch_ram(self, vm: Vm, scratch: Snapshot, source: Snapshot, ranges: Sequence[Range] | None) -> int:
+        """In the copy that `scratch` has, take these guest-physical ranges (None: all) from `source`; bytes."""
         ...
 
     def publish(self, snapshot: Snapshot) -> None: ...
 
-    def restore_ram(self, vm: Vm, snapshot: Snapshot) -> int:
-        """Make guest RAM equal to the snapshot; bytes written. The guest is paused."""
+    def restore_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
+        """Make guest RAM equal to the snapshot. after_load: the second pass, which takes back what a load touched."""
         ...
 
-    def load_state(self, vm: Vm, snapshot: Snapshot) -> None:
-        """Device state and disks. GuestError: the load failed and the machine is dead: never continue it."""
+    def audit(self, vm: Vm, snapshot: Snapshot) -> int:
+        """Pages of guest RAM that are not as in the snapshot, by comparing all; any disables the tracker."""
+        ...
+
+    def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
+        """Device state and disks (None: all of the snapshot's). GuestError: the load failed and the machine is dead:
+        never continue it."""
+        ...
+
+    def prepare_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> None:
+        """Make ready what restore_disk puts in; RefusedError if it cannot be had. Nothing of the guest is touched."""
+        ...
+
+    def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
+        """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not; seconds of each
+        step. The guest must not use it meanwhile."""
         ...
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None: ...
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
-        """Remove a snapshot, complete or partial: tags, node, files. vm None: its QEMU process is gone."""
+        """Remove a snapshot, complete or partial: tags, node, files. vm None: its QEMU process is gone. What another
+        one builds on stays, hidden, until that one goes."""
         ...
 
-    def snapshots(self, uuid: str | None = None) -> Sequence[Snapshot]:
-        """Published snapshots (of one VM), oldest first; a corrupt manifest is skipped and is doctor's finding."""
+    def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
+        """Published snapshots (of one VM), oldest first; a corrupt manifest is skipped and is doctor's finding. hidden:
+        also those that were deleted while others build on them, and the scratch ones of resets."""
+        ...
+
+    def difference(self, one: Snapshot, other: Snapshot) -> Difference:
+        """Where the RAM and the disks of two snapshots of one VM differ."""
         ...
 
 
@@ -205,3 +341,4 @@ class Host:
     network: Network
     storage: Storage
     machine: Machine
+    archives: Archives

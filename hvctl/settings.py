@@ -33,6 +33,8 @@ class Settings:
     network_capacity: int | None = None
     iops_capacity: int | None = None
     memory_margin: int = 32 << 20
+    snapshot_budget: int | None = None
+    audit_every: int = 50
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -71,6 +73,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "network_capacity": parse_rate,
     "iops_capacity": int,
     "memory_margin": parse_size,
+    "snapshot_budget": parse_size,
+    "audit_every": int,
 }
 
 

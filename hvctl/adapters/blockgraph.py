@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvctl.adapters.qmp import JOB_ID, Qmp
+from hvctl.adapters.qmp import JOB_ID
 from hvctl.errors import RefusedError
 
 _OVER = frozenset({"concluded", "null"})
@@ -29,6 +29,7 @@ class Node:
     bitmaps: tuple[str, ...]
     tags: tuple[str, ...]
     data_file: bool
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,22 @@ class Graph:
     def own(self) -> frozenset[str]:
         return frozenset(n.name for n in self.own_nodes)
 
-    def writable(self) -> tuple[str, ...]:
-        """Active nodes of the writable disks, sorted. RefusedError if one of them cannot hold a snapshot now."""
+    def writable(self) -> dict[str, str]:
+        """Active node of each writable disk by its device. RefusedError if one of them cannot hold a snapshot now."""
         self._refuse_jobs()
         named = {n.name: n for n in self.nodes}
         for disk in self.disks:
             _refuse_unfit(disk, named[disk.node])
-        return tuple(sorted(d.node for d in self.disks))
+        return {d.device: d.node for d in self.disks}
 
     def tagged(self, tag: str) -> tuple[str, ...]:
         """Writable nodes, hvctl's own too, that hold an internal snapshot of this name."""
         return tuple(sorted(n.name for n in self.nodes + self.own_nodes if n.writable and tag in n.tags))
+
+    @property
+    def bypasses_cache(self) -> bool:
+        """Whether a disk may be read by DMA of the host: into pages that were looked up before the read."""
+        return any(n.direct for n in self.nodes)
 
     def fingerprint(self) -> tuple[str, ...]:
         """Sorted words, one string per fact, that stay the same as long as a snapshot fits."""
@@ -95,17 +101,26 @@ def disk_nodes(blocks: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(f[2] for f in map(shlex.split, blocks) if f[0] == "disk"))
 
 
-def read(qmp: Qmp, own_folder: Path) -> Graph:
-    """The graph of a QEMU process. Nodes whose file is below `own_folder` are hvctl's."""
-    nodes = [_node(n) for n in qmp.execute("query-named-block-nodes", {"flat": True})]
-    disks = [
-        _disk(b)
-        for b in qmp.execute("query-block")
-        if "inserted" in b and not b["inserted"]["ro"] and (b.get("qdev") or b.get("device"))
-    ]
-    jobs = [(j["id"], j["type"]) for j in qmp.execute("query-jobs") if j["status"] not in _OVER and j["id"] != JOB_ID]
+def graph(
+    named: list[dict[str, Any]], block: list[dict[str, Any]], jobs: list[dict[str, Any]], own_folder: Path
+) -> Graph:
+    """The graph in QEMU's answers to query-named-block-nodes, query-block and query-jobs. Nodes whose file is below
+    `own_folder` are hvctl's."""
+    nodes = [_node(n) for n in named]
     own = tuple(n for n in nodes if own_folder in Path(n.file).parents)
-    return Graph(tuple(n for n in nodes if n not in own), tuple(disks), tuple(sorted(jobs)), own)
+    return Graph(tuple(n for n in nodes if n not in own), disks(block), others(jobs), own)
+
+
+def disks(block: list[dict[str, Any]]) -> tuple[DiskNode, ...]:
+    """The guest's writable disks in an answer to query-block."""
+    return tuple(
+        _disk(b) for b in block if "inserted" in b and not b["inserted"]["ro"] and (b.get("qdev") or b.get("device"))
+    )
+
+
+def others(jobs: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Jobs that run and are not hvctl's, in an answer to query-jobs."""
+    return tuple(sorted((j["id"], j["type"]) for j in jobs if j["status"] not in _OVER and j["id"] != JOB_ID))
 
 
 def _node(raw: dict[str, Any]) -> Node:
@@ -121,6 +136,7 @@ def _node(raw: dict[str, Any]) -> Node:
         bitmaps=tuple(sorted(b["name"] for b in raw.get("dirty-bitmaps", []) if b.get("name"))),
         tags=tuple(sorted(s["name"] for s in image.get("snapshots", []))),
         data_file="data-file" in special,
+        direct=raw.get("cache", {}).get("direct", False),
     )
 
 

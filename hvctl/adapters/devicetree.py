@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
-from hvctl.adapters.qmp import Qmp
-from hvctl.errors import RefusedError
+from collections.abc import Sequence
+from typing import Any, Final
+
+from hvctl.adapters.qmp import Qmp, Query
+from hvctl.errors import GuestError, RefusedError
+from hvctl.model.snapshot import Range
+
+QUESTIONS: Final[tuple[tuple[Query, dict[str, object]], ...]] = (
+    ("qom-list", {"path": "/machine/peripheral"}),
+    ("qom-list", {"path": "/machine/peripheral-anon"}),
+    ("query-hotpluggable-cpus", {}),
+    ("query-memdev", {}),
+    ("query-memory-devices", {}),
+)
 
 
-def read(qmp: Qmp) -> tuple[str, ...]:
-    """One string per device, sorted; a hotplug or unplug of anything changes them."""
-    words = []
-    for path in ("/machine/peripheral", "/machine/peripheral-anon"):
-        words += [
-            f"{d['name']} {d['type'].removeprefix('child<').removesuffix('>')}"
-            for d in qmp.execute("qom-list", {"path": path})
-            if d["type"].startswith("child<")
-        ]
-    for cpu in qmp.execute("query-hotpluggable-cpus"):
+def words(answers: Sequence[Any]) -> tuple[str, ...]:
+    """One string per device, sorted, from the answers to QUESTIONS; a hotplug or unplug of anything changes them."""
+    *devices, cpus, backends, modules = answers
+    found = [f"{name} {kind}" for answer in devices for name, kind in children(answer)]
+    for cpu in cpus:
         if "qom-path" in cpu:
-            words.append("vcpu " + " ".join(f"{k}={v}" for k, v in sorted(cpu["props"].items())))
-    words += [f"memory {m.get('id', '')} {m['size']}" for m in qmp.execute("query-memdev")]
-    words += [f"module {m['data'].get('id', '')} {m['data']['size']}" for m in qmp.execute("query-memory-devices")]
-    return tuple(sorted(words))
+            found.append("vcpu " + " ".join(f"{k}={v}" for k, v in sorted(cpu["props"].items())))
+    found += [f"memory {m.get('id', '')} {m['size']}" for m in backends]
+    found += [f"module {m['data'].get('id', '')} {m['data']['size']}" for m in modules]
+    return tuple(sorted(found))
 
 
-def refuse_other_memory(qmp: Qmp, ram_size: int) -> None:
-    """Shared memory is left out of the device state, so there must be none but the file that is copied."""
-    shared = [m for m in qmp.execute("query-memdev") if m["share"]]
-    if [m["size"] for m in shared] != [ram_size]:
-        names = ", ".join(str(m.get("id")) for m in shared) or "none"
+def children(answer: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Names and kinds of the devices in an answer to qom-list."""
+    return [
+        (d["name"], d["type"].removeprefix("child<").removesuffix(">"))
+        for d in answer
+        if d["type"].startswith("child<")
+    ]
+
+
+def refuse_other_memory(qmp: Qmp, regions: dict[str, int]) -> None:
+    """Shared memory is left out of the device state, so there must be none but the files that are copied: their
+    backends' names and sizes in bytes."""
+    shared = {str(m.get("id")): m["size"] for m in qmp.execute("query-memdev") if m["share"]}
+    if shared != regions:
         raise RefusedError(
-            f"the VM's RAM is not one shared file of {ram_size} bytes (shared memory: {names}).",
-            "remove memory modules and ivshmem devices",
+            f"the shared memory of the VM ({', '.join(sorted(shared)) or 'none'}) is not the files that hold its RAM"
+            f" ({', '.join(sorted(regions))}).",
+            "remove ivshmem devices",
         )
+
+
+def host_address(qmp: Qmp, guest_physical: int) -> int:
+    """Where QEMU has a guest-physical address; RefusedError if there is no RAM. Only the monitor for people tells."""
+    said = str(qmp.execute("human-monitor-command", {"command-line": f"gpa2hva {guest_physical:#x}"}))
+    try:
+        return int(said.rsplit(" is ", 1)[1].strip(), 16)
+    except (IndexError, ValueError) as e:
+        raise RefusedError(
+            f"the guest has no RAM at {guest_physical:#x}.", "hvctl vm exec VM -- cat /proc/iomem"
+        ) from e
+
+
+def host_range(qmp: Qmp, asked: Range) -> tuple[int, int]:
+    """First and last-plus-one address in QEMU of a range of guest RAM; RefusedError if it is not one piece there."""
+    try:
+        first, last = host_address(qmp, asked.start), host_address(qmp, asked.end - 1)
+    except GuestError as e:
+        raise RefusedError(f"this QEMU does not tell where guest RAM is: {e.message}") from e
+    if last - first != asked.end - 1 - asked.start:
+        raise RefusedError(f"{asked.start:#x} to {asked.end:#x} is not one piece of guest RAM.", "name each piece")
+    return first, last + 1

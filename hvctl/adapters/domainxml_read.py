@@ -53,6 +53,16 @@ class Parts:
     console: str | None
 
 
+def board(xml: str) -> tuple[str, str]:
+    """QEMU's type of the machine, and the CPU's model (or how it is chosen: host-passthrough, maximum)."""
+    root = parse(xml)
+    machine = root.find("os/type")
+    cpu = root.find("cpu")
+    model = root.findtext("cpu/model") if cpu is not None and cpu.get("mode", "custom") == "custom" else None
+    chosen = cpu.get("mode", "custom") if cpu is not None else "default"
+    return (machine.get("machine", "") if machine is not None else ""), model or chosen
+
+
 def parse(xml: str) -> Any:
     """The root element; RefusedError if it is too large, not XML, or not a domain."""
     data = xml.encode(errors="surrogateescape")
@@ -125,8 +135,8 @@ def _missing(root: Any) -> tuple[str, ...]:
         lacks.append("guest RAM in a shared file")
     if root.find("memoryBacking/hugepages") is not None:
         lacks.append("guest RAM in ordinary pages (it uses huge pages)")
-    if root.find("cpu/numa") is not None or root.find("devices/memory") is not None:
-        lacks.append("guest RAM in one piece (it has NUMA cells or memory modules)")
+    if other := sorted({m.get("model", "") for m in root.iterfind("devices/memory")} - {"dimm"}):
+        lacks.append(f"memory modules of the kind dimm (it has {', '.join(other)})")
     if monitor_path(root) is None:
         lacks.append("a second QMP monitor")
     if not has_balloon(root):

@@ -122,6 +122,9 @@ class LibvirtDomains:
 
         return self._connection.call("list the VMs", look)
 
+    def uuid(self, ref: str) -> str:
+        return self._connection.call(f"look for {clean(ref, 80)}", lambda c: str(named(c, ref).UUIDString()))
+
     def get(self, ref: str) -> Vm:
         def look(connection: Any) -> Vm:
             domain = named(connection, ref)
@@ -147,10 +150,11 @@ class LibvirtDomains:
             weight, quota = libvirt_tuning.cpu_in_force(domain, parts.vcpus, (weight, quota))
         memory = libvirt_tuning.memory_in_force(domain, parts.memory) if active and parts.has_balloon else parts.memory
         running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
-        ram = process.ram_file(running, parts.max_memory) if running else None
+        ram = process.ram_files(running, parts.max_memory) if running else ()
         lacks = parts.missing
-        if running and not lacks and (ram is None or not ram.tmpfs):
-            where = "it has no file that can be found" if ram is None else f"{ram.path} is not on one"
+        slow = next((r.path for r in ram if not process.on_tmpfs(r.path)), None)
+        if running and not lacks and (not ram or slow):
+            where = f"{slow} is not on one" if slow else "it has no file that can be found"
             lacks = (f"guest RAM on a tmpfs ({where}; set memory_backing_dir in qemu.conf and start it again)",)
         return Vm(
             uuid=parts.uuid,
@@ -176,9 +180,10 @@ class LibvirtDomains:
             missing=lacks,
             monitor=parts.monitor,
             pulse=parts.pulse,
-            ram_path=ram.path if ram else None,
+            ram=ram,
             has_balloon=parts.has_balloon,
             has_agent=parts.has_agent,
+            agent_connected=parts.agent_connected,
         )
 
     def wait_state(self, uuid: str, wanted: frozenset[State], seconds: float) -> State:
@@ -214,10 +219,18 @@ class LibvirtDomains:
 
         self._if_there(uuid, "undefine", act)
 
-    def start(self, uuid: str) -> None:
+    def start(self, uuid: str, *, paused: bool = False) -> None:
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+
         def act(domain: Any) -> None:
-            if not domain.isActive():
-                tolerant(domain.create, lambda: bool(domain.isActive()))
+            if domain.isActive():
+                return
+            if paused and domain.hasManagedSaveImage():
+                raise RefusedError(
+                    f"libvirt holds a saved state of {clean(domain.name(), 80)}, and would go on with it.",
+                    "virsh managedsave-remove, if it is not needed",
+                )
+            tolerant(lambda: domain.createWithFlags(flags), lambda: bool(domain.isActive()))
 
         self._effect(uuid, "start", act, seconds=_PROCESS_SECONDS)
 
@@ -258,6 +271,10 @@ class LibvirtDomains:
             return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | inactive))
 
         return self._effect(uuid, "print the definition of", look)
+
+    def document(self, uuid: str) -> str:
+        """What libvirt says of the running VM: with aliases and block nodes."""
+        return self._effect(uuid, "print the document of", lambda domain: str(domain.XMLDesc(0)))
 
     def redefine(self, uuid: str, xml: str) -> None:
         if domainxml.read(xml).uuid != uuid:

@@ -1,26 +1,45 @@
-"""Snapshots inside one QEMU process: device state and disks through its monitor, guest RAM through the file it maps.
+"""Snapshots inside one QEMU process: device state and disks through its monitor, guest RAM through the files it maps.
 
-Pausing and resuming is libvirt's, so that its picture stays true: everything here that touches a guest refuses one
-that runs, and a snapshot that does not fit the process, its devices and its disks any more.
+Everything here that touches a guest refuses one that runs, and a snapshot that does not fit the process, its devices
+and its disks any more. A process is opened at the first call of an operation, and let go at its end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from hvctl.adapters import blockgraph, devicetree, guestram, qemuimg, snapshotfolder
-from hvctl.adapters.blockgraph import Graph
-from hvctl.adapters.processhold import held
-from hvctl.adapters.qmp import Job, Qmp
+from hvctl.adapters import (
+    blockgraph,
+    devicetree,
+    difference,
+    diskpart,
+    hostmemory,
+    layers,
+    newprocess,
+    qemuimg,
+    ramcompare,
+    ramfile,
+    snapshotfolder,
+    snapshotlayers,
+)
+from hvctl.adapters import pages as pg
+from hvctl.adapters.greeting import Greeting
+from hvctl.adapters.inside import Inside
+from hvctl.adapters.layers import Writer
+from hvctl.adapters.opened import Opened
+from hvctl.adapters.pages import PAGE, Pages
+from hvctl.adapters.qmp import Command, Job
+from hvctl.adapters.tracking import RamTracking, known
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
+from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
-from hvctl.model.snapshot import Binding, Snapshot
-from hvctl.model.vm import Process, Vm
+from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
+from hvctl.model.vm import Vm
 from hvctl.settings import Settings
 
 # A state load flushes every disk, so a slow disk under load decides; the guest is paused meanwhile.
@@ -28,229 +47,380 @@ JOB_SECONDS: Final = 60.0
 BALLOON_SECONDS: Final = 5.0
 # Virtual size of the image for device state; the state itself lies behind it and may be larger.
 VMSTATE_SIZE: Final = 1 << 20
-# What QEMU calls a guest that does not run and is whole: paused, or left so by a save or load that was interrupted.
-_STOPPED: Final = frozenset({"paused", "save-vm", "restore-vm"})
-_MIGRATING: Final = frozenset(
-    {"setup", "active", "postcopy-active", "postcopy-paused", "pre-switchover", "device", "wait-unplug", "cancelling"}
-)
 
 
 class QemuMachine:
-    """ports.Machine on real QEMU. Files: settings.snapshots_dir/VM/SNAPSHOT/{manifest.json,ram,vmstate.qcow2}."""
+    """ports.Machine on real QEMU. Files: settings.snapshots_dir/VM/{tracking.json,SNAPSHOT/{manifest.json,ram,…}}."""
 
-    def __init__(self, settings: Settings, facts: HostFacts) -> None:
+    def __init__(self, settings: Settings, facts: HostFacts, document: Callable[[str], str]) -> None:
+        """document: libvirt's of a running VM, by uuid."""
         self._settings = settings
+        self._document = document
         self._facts = facts
         self._root = settings.snapshots_dir
+        self._opened = Opened(settings)
+        self._writer: tuple[str, Writer] | None = None
+        self._greeting = Greeting()
+
+    def release(self) -> None:
+        self._end_writer()
+        self._greeting.close()
+        self._opened.release()
+
+    def close(self) -> None:
+        self.release()
+        self._opened.close()
+
+    # --- what there is
 
     def binding(self, vm: Vm) -> Binding:
-        with self._session(vm) as qmp:
-            return self._binding(vm, qmp, self._graph(qmp))
+        return self._opened.inside(vm).binding
 
-    def nodes(self, vm: Vm) -> tuple[str, ...]:
-        with self._session(vm) as qmp:
-            return self._graph(qmp).writable()
+    def nodes(self, vm: Vm) -> dict[str, str]:
+        targets = {d.node: d.target for d in vm.disks}
+        devices = self._opened.inside(vm).graph.writable()
+        unknown = next((d for d in devices if d not in targets), None)
+        if unknown:
+            raise RefusedError(f"{vm.name} has a disk {unknown} that libvirt does not know.", "virsh domblklist")
+        return {targets[device]: node for device, node in devices.items()}
 
     def room(self, vm: Vm) -> tuple[int, int]:
-        _, ram_path = _running(vm)
-        need = guestram.resident(ram_path) + self._settings.memory_margin
-        folder = self._root
-        while not folder.exists():
-            folder = folder.parent
-        status = os.statvfs(folder)
-        return need, min(status.f_bavail * status.f_frsize, _available_memory())
+        free = min(snapshotlayers.free(self._root, self._settings.snapshot_budget), hostmemory.available())
+        # With a parent it takes what was written since, which only the pause can tell: the layer's limit is the check.
+        state = self.tracking(vm)
+        need = VMSTATE_SIZE if state and state.base else sum(ramfile.resident(r.path) for r in vm.ram)
+        return need + self._settings.memory_margin, free
+
+    def tracking(self, vm: Vm) -> Tracking | None:
+        return known(snapshotfolder.vm_folder(self._root, vm.uuid), vm.process) if vm.process else None
+
+    def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
+        return [s for s in self._layers(uuid) if hidden or not s.hidden]
+
+    def _layers(self, uuid: str | None) -> list[Snapshot]:
+        return sorted(snapshotfolder.published(self._root, uuid), key=lambda s: (s.created_at, s.id))
+
+    # --- pausing
+
+    def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
+        held = self._opened.inside(vm)
+        if snapshot is not None:
+            self._foresee(vm, snapshot, held)
+        held.look()
+
+    def _foresee(self, vm: Vm, snapshot: Snapshot, held: Inside) -> None:
+        """What a reset to the snapshot would write now, mapped, so that the pause is not spent on page faults."""
+        chain, ram = self._opened.chain(vm, snapshot.id), self._opened.ram(vm)
+        expected = self._opened.tracking(vm).expected(TrackerKind.AUTO, held.inflations())
+        if expected is not None:
+            base, written = expected
+            pages = pg.union(written, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
+            source = chain.locate(pages)
+            pg.touch(source[source != 0])
+            ram.touch(pages)
+
+    def pause(self, vm: Vm) -> None:
+        self._opened.inside(vm).stop()
+
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+        held = self._opened.inside(vm)
+        if greet and vm.pulse is not None and held.is_paused():
+            self._greeting.send(vm.pulse, clock=clock)
+        held.go_on()
+
+    def await_life(self, vm: Vm, seconds: float) -> Life:
+        return self._greeting.await_life(seconds)
+
+    # --- taking
 
     def prepare(self, vm: Vm, snapshot: Snapshot) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
-        with self._session(vm) as qmp:
-            graph = self._graph(qmp)
-            graph.writable()
-            devicetree.refuse_other_memory(qmp, snapshot.ram_size)
-            if snapshot.vmstate_node in graph.own:
-                return
-            snapshotfolder.make(self._root, folder)
-            try:
-                self._add_vmstate(qmp, snapshot, folder / snapshotfolder.VMSTATE)
-            except (DeadlineError, UnreachableError):
-                raise
-            except (HvctlError, OSError):
-                # QEMU has not got it, and no manifest will ever name it.
-                snapshotfolder.remove(folder)
-                raise
+        held = self._opened.inside(vm)
+        held.graph.writable()
+        devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if snapshot.vmstate_node in held.graph.own:
+            return
+        snapshotfolder.make(self._root, folder)
+        try:
+            self._add_vmstate(held, snapshot, folder / snapshotfolder.VMSTATE)
+        except (DeadlineError, UnreachableError):
+            raise
+        except (HvctlError, OSError):
+            # QEMU has not got it, and no manifest will ever name it.
+            snapshotfolder.remove(folder)
+            raise
 
-    def _add_vmstate(self, qmp: Qmp, snapshot: Snapshot, image: Path) -> None:
-        guestram.wipe(image)
+    def _add_vmstate(self, held: Inside, snapshot: Snapshot, image: Path) -> None:
+        ramfile.wipe(image)
         qemuimg.create_empty(image, VMSTATE_SIZE)
         os.chown(image, self._facts.qemu_uid, self._facts.qemu_gid, follow_symlinks=False)
-        cache = {"direct": False, "no-flush": True}
-        file = {"driver": "file", "filename": str(image), "cache": cache}
-        qmp.execute(
-            "blockdev-add", {"driver": "qcow2", "node-name": snapshot.vmstate_node, "file": file, "cache": cache}
-        )
+        newprocess.add_state_node(held, snapshot, image)
+
+    def hardware(self, vm: Vm) -> Hardware:
+        return newprocess.hardware(self._opened.inside(vm), vm, self._document(vm.uuid))
+
+    def attach(self, vm: Vm, snapshot: Snapshot) -> None:
+        held, folder = self._opened.inside(vm), snapshotfolder.folder_of(self._root, snapshot)
+        devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if snapshot.vmstate_node not in held.graph.own:
+            newprocess.add_state_node(held, snapshot, folder / snapshotfolder.VMSTATE)
+
+    def difference(self, one: Snapshot, other: Snapshot) -> Difference:
+        return difference.difference(self._root, one, other)
+
+    def arm(self, vm: Vm, tracker: TrackerKind) -> Tracking:
+        held = self._opened.inside(vm)
+        held.refuse_unless_paused()
+        tracking = self._opened.tracking(vm)
+        tracking.arm(tracker)
+        return tracking.state
 
     def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
-        with self._paused(vm, snapshot) as (qmp, graph):
-            if graph.writable() != tuple(sorted(snapshot.nodes)):
-                raise RefusedError(f"the disks of {vm.name} are not those of snapshot {snapshot.name}.")
-            self._delete_tag(qmp, graph, snapshot.tag)
-            _state_job(qmp, "snapshot-save", snapshot)
+        held = self._fitting(vm, snapshot)
+        if not set(snapshot.nodes) <= set(held.graph.writable().values()):
+            raise RefusedError(f"the disks of {vm.name} are not those of snapshot {snapshot.name}.")
+        self._delete_tag(held, snapshot.tag)
+        _state_job(held, "snapshot-save", snapshot, snapshot.nodes)
+        if snapshot.nodes:
+            diskpart.forget(_overlays(snapshot))
+        held.forget()
 
-    def copy_ram(self, vm: Vm, snapshot: Snapshot) -> int:
-        folder = snapshotfolder.folder_of(self._root, snapshot)
-        with self._paused(vm, snapshot), self._guest_ram(vm, snapshot) as guest:
-            path = folder / snapshotfolder.RAM
-            guestram.wipe(path)
-            with guestram.stored_ram(path, snapshot.ram_size, create=True) as stored:
-                return guestram.copy(guest, stored)
+    def copy_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, live: bool = False
+    ) -> int:
+        held, tracking = self._opened.inside(vm), self._opened.tracking(vm)
+        if live:
+            return self._copy_live(vm, snapshot, held, tracking, tracker)
+        held = self._fitting(vm, snapshot)
+        writer, ram = self._writer_of(snapshot), self._opened.ram(vm)
+        pages = tracking.again() if writer is not None else None
+        if writer is None or pages is None:
+            writer = self._new_writer(snapshot)
+            pages = self._differing(vm, snapshot, held, tracking, tracker)
+        writer.store(ram, pages)
+        held.alive()
+        stored = writer.finish()
+        tracking.settle(snapshot.id, inflations=held.inflations())
+        return stored
+
+    def _copy_live(self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind) -> int:
+        """All that is to be stored, while the guest runs; what it writes meanwhile is stored again under the pause."""
+        if held.graph.bypasses_cache:
+            return 0  # A disk read may still be on its way into pages that look clean already.
+        writer, ram = self._new_writer(snapshot), self._opened.ram(vm)
+        writer.store(ram, self._differing(vm, snapshot, held, tracking, tracker))
+        return writer.rows * PAGE
+
+    def _differing(
+        self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind
+    ) -> Pages:
+        """The pages in which RAM differs, or may differ, from the snapshot's parent; all that exist without one."""
+        ram = self._opened.ram(vm)
+        found = tracking.written(tracker, held.inflations())
+        if found is not None and snapshot.parent is not None:
+            base, pages = found
+            return pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.parent, ram.pages))
+        if found is None:
+            tracking.again()
+        if snapshot.parent is None:
+            data = ram.data()
+            return pg.union(*(pg.span(first, last) for first, last in data)) if data else pg.NONE
+        with snapshotlayers.chain(self._root, vm.uuid, snapshot.parent, ram.pages) as chain:
+            return ramcompare.difference(ram, chain)
+
+    def patch_ram(self, vm: Vm, scratch: Snapshot, source: Snapshot, ranges: Sequence[Range] | None) -> int:
+        """Bytes. Before anything is restored: the scratch layer gets these ranges (None: all) of `source`'s RAM."""
+        held, ram = self._fitting(vm, scratch), self._opened.ram(vm)
+        with snapshotlayers.chain(self._root, vm.uuid, source.id, ram.pages) as chain:
+            pages = pg.span(0, ram.pages)
+            if ranges is not None:
+                spans = [devicetree.host_range(held.qmp, r) for r in ranges]
+                pages = pg.union(*(ram.pages_at(first, last) for first, last in spans))
+            writer = self._writer_of(scratch)
+            if writer is None:
+                raise HvctlError("the scratch copy of RAM is not there.")
+            writer.put(pages, chain.locate(pages))
+        writer.finish()
+        # RAM is as before, and so no more that of the layer.
+        self._opened.tracking(vm).settle(scratch.id, pages, inflations=held.inflations())
+        return pages.size * PAGE
 
     def publish(self, snapshot: Snapshot) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
         snapshotfolder.publish(folder, replace(snapshot, stored=snapshotfolder.stored(folder)))
 
-    def restore_ram(self, vm: Vm, snapshot: Snapshot) -> int:
-        with self._both_rams(vm, snapshot) as (guest, stored):
-            return guestram.restore(guest, stored)
+    # --- going back
 
-    def difference(self, vm: Vm, snapshot: Snapshot) -> int:
-        """Pages of guest RAM that are not as in the snapshot: the audit of a reset. The guest is paused."""
-        with self._both_rams(vm, snapshot) as (guest, stored):
-            return guestram.difference(guest, stored)
+    def restore_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
+        held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
+        inflations = held.inflations()
+        written = tracking.again() if after_load else None
+        kind = tracking.state.kind
+        chain = self._opened.chain(vm, snapshot.id)
+        if written is None:
+            found = tracking.written(tracker, inflations)
+            if found is not None:
+                base, pages = found
+                written = pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
+        if written is not None:
+            kind = tracking.state.kind
+            ramcompare.write(ram, chain, written)
+        else:
+            kind = TrackerKind.COMPARE
+            tracking.arm(tracker)
+            written = ramcompare.restore(ram, chain)
+        # A file outlives its process: without this, writes into a dead guest would pass for a reset.
+        held.alive()
+        tracking.settle(snapshot.id, inflations=inflations, reset=after_load)
+        return Restored(written.size, written.size * PAGE, kind, tracking.state.kind, tracking.state.reason)
 
-    def load_state(self, vm: Vm, snapshot: Snapshot) -> None:
-        with self._paused(vm, snapshot) as (qmp, graph):
-            lacking = sorted({snapshot.vmstate_node, *snapshot.nodes} - set(graph.tagged(snapshot.tag)))
-            if lacking:
-                raise RefusedError(
-                    f"snapshot {snapshot.name} is damaged: {lacking[0]} of {vm.name} does not hold it.",
-                    f"hvctl snapshot delete {vm.name} {snapshot.name}",
-                )
-            _state_job(qmp, "snapshot-load", snapshot)
+    def audit(self, vm: Vm, snapshot: Snapshot) -> int:
+        held, ram = self._fitting(vm, snapshot), self._opened.ram(vm)
+        missed = ramcompare.difference(ram, self._opened.chain(vm, snapshot.id))
+        held.alive()
+        if missed.size:
+            self._opened.tracking(vm).distrust(f"an audit found {missed.size} pages that it had missed")
+        return missed.size
+
+    def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
+        held = self._fitting(vm, snapshot)
+        chosen = snapshot.nodes if nodes is None else tuple(nodes)
+        lacking = sorted({snapshot.vmstate_node, *chosen} - set(held.graph.tagged(snapshot.tag)))
+        if lacking:
+            raise RefusedError(
+                f"snapshot {snapshot.name} is damaged: {lacking[0]} of {vm.name} does not hold it.",
+                f"hvctl snapshot delete {vm.name} {snapshot.name}",
+            )
+        _state_job(held, "snapshot-load", snapshot, chosen)
+
+    def prepare_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> None:
+        held, document = self._opened.inside(vm), self._document(vm.uuid)
+        diskpart.prepare(held, vm, document, snapshot, target, range, self._settings.images_dir)
+
+    def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
+        return diskpart.restore(self._opened.inside(vm), vm, snapshot, target, range)
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         if not vm.has_balloon:
             return
-        wanted = snapshot.balloon
-        with self._session(vm) as qmp:
-            # The balloon's size is device state: after a load it is the snapshot's, unless the guest moved on.
-            if qmp.execute("query-balloon")["actual"] == wanted:
-                return
-            qmp.execute("balloon", {"value": wanted})
-            if not qmp.until(
-                "BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS
-            ):
-                raise DeadlineError(
-                    f"the balloon of {vm.name} did not reach the snapshot's {wanted} bytes"
-                    f" within {BALLOON_SECONDS:g} s.",
-                    f"hvctl vm show {vm.name}",
-                )
+        wanted, qmp = snapshot.balloon, self._opened.inside(vm).qmp
+        # The balloon's size is device state: after a load it is the snapshot's, unless the guest moved on.
+        if qmp.execute("query-balloon")["actual"] == wanted:
+            return
+        qmp.execute("balloon", {"value": wanted})
+        if not qmp.until("BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS):
+            raise DeadlineError(
+                f"the balloon of {vm.name} did not reach the snapshot's {wanted} bytes within {BALLOON_SECONDS:g} s.",
+                f"hvctl vm show {vm.name}",
+            )
+
+    # --- deleting
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
-        snapshotfolder.unpublish(folder)
-        if vm is not None and vm.process is not None:
-            with self._session(vm) as qmp:
-                # A killed hvctl may have left these two.
-                _ignore_shared_ram(qmp, False)
-                qmp.dismiss_jobs()
-                graph = self._graph(qmp)
-                self._delete_tag(qmp, graph, snapshot.tag)
-                if snapshot.vmstate_node in graph.own:
-                    qmp.execute("blockdev-del", {"node-name": snapshot.vmstate_node})
+        every = self._layers(snapshot.vm_uuid)
+        children = [s for s in every if s.parent == snapshot.id and s.id != snapshot.id]
+        if children and (folder / snapshotfolder.MANIFEST).exists():
+            self.publish(replace(snapshot, hidden=True))
         else:
-            for path in map(Path, blockgraph.overlays(snapshot.binding.blocks, snapshot.nodes)):
+            snapshotfolder.unpublish(folder)
+        if vm is not None and vm.process is not None:
+            self._drop_inside(vm, snapshot, keep=bool(children))
+        else:
+            diskpart.forget(_overlays(snapshot))
+            for path in _overlays(snapshot):
                 if path.exists():
                     qemuimg.delete_internal_snapshot(path, snapshot.tag)
+        if children:
+            ramfile.wipe(folder / snapshotfolder.VMSTATE)
+            layers.wipe_unseen(folder, [Path(c.folder) for c in children], snapshot.ram_size // PAGE)
+            return
         snapshotfolder.remove(folder)
+        parent = next((s for s in every if s.id == snapshot.parent and s.hidden), None)
+        if parent is not None:
+            self.drop(vm, parent)
+        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
 
-    def snapshots(self, uuid: str | None = None) -> Sequence[Snapshot]:
-        return sorted(snapshotfolder.published(self._root, uuid), key=lambda s: (s.created_at, s.id))
+    def _drop_inside(self, vm: Vm, snapshot: Snapshot, *, keep: bool) -> None:
+        held = self._opened.inside(vm)
+        if snapshot.nodes:
+            diskpart.forget(_overlays(snapshot))
+        # A killed hvctl may have left this on.
+        held.qmp.execute(*_ignore_shared_ram(False))
+        held.forget()
+        self._delete_tag(held, snapshot.tag)
+        if snapshot.vmstate_node in held.graph.own:
+            held.qmp.execute("blockdev-del", {"node-name": snapshot.vmstate_node})
+        held.forget()
+        if keep or vm.process != snapshot.binding.process:
+            return
+        if self._writer_of(snapshot):
+            self._end_writer()
+        self._rebase(vm, snapshot)
 
-    # --- sessions
+    def _rebase(self, vm: Vm, snapshot: Snapshot) -> None:
+        """RAM may be that of the snapshot that goes: it is then described by its parent."""
+        state = self.tracking(vm)
+        if state is None:
+            return
+        tracking = self._opened.tracking(vm)
+        own = pg.NONE
+        if state.base == snapshot.id and snapshot.parent is not None:
+            layer = layers.Layer(Path(snapshot.folder), snapshot.ram_size // PAGE)
+            own = layer.own()
+            layer.close()
+        tracking.rebase(snapshot.id, snapshot.parent, own)
+        if not any(s.id != snapshot.id for s in self._layers(vm.uuid)):
+            tracking.end()
 
-    @contextmanager
-    def _session(self, vm: Vm) -> Iterator[Qmp]:
-        """A monitor of the very process that `vm` was observed with."""
-        life, _ = _running(vm)
-        if vm.monitor is None:
-            raise RefusedError(f"{vm.name} has no monitor for hvctl.", f"hvctl vm adopt {vm.name}")
-        with held(life, vm.name), Qmp(vm.monitor, self._settings.libvirt_deadline, life.pid) as qmp:
-            yield qmp
-
-    @contextmanager
-    def _paused(self, vm: Vm, snapshot: Snapshot) -> Iterator[tuple[Qmp, Graph]]:
-        """A session with a paused guest that the snapshot fits."""
-        with self._session(vm) as qmp:
-            status = qmp.execute("query-status")
-            if status["running"] or status["status"] not in _STOPPED:
-                raise RefusedError(f"{vm.name} is {status['status']}, not paused.", f"virsh suspend {vm.name}")
-            graph = self._graph(qmp)
-            changed = _changed(snapshot.binding, self._binding(vm, qmp, graph))
-            if changed:
-                raise RefusedError(
-                    f"snapshot {snapshot.name} does not fit {vm.name} any more: {changed}.",
-                    f"take a new one: hvctl snapshot take {vm.name}",
-                )
-            migration = qmp.execute("query-migrate").get("status")
-            if migration in _MIGRATING:
-                raise RefusedError(f"{vm.name} is being migrated or saved.", "wait for it: virsh domjobinfo")
-            yield qmp, graph
-
-    @contextmanager
-    def _guest_ram(self, vm: Vm, snapshot: Snapshot) -> Iterator[int]:
-        life, ram_path = _running(vm)
-        with held(life, vm.name) as alive, guestram.guest_ram(ram_path, life.pid) as guest:
-            if os.fstat(guest).st_size != snapshot.ram_size:
-                raise RefusedError(f"the RAM of {vm.name} has another size than snapshot {snapshot.name}.")
-            yield guest
-            # A file outlives its process: without this, writes into a dead guest would pass for a reset.
-            alive()
-
-    @contextmanager
-    def _both_rams(self, vm: Vm, snapshot: Snapshot) -> Iterator[tuple[int, int]]:
-        path = snapshotfolder.folder_of(self._root, snapshot) / snapshotfolder.RAM
-        with (
-            self._paused(vm, snapshot),
-            guestram.stored_ram(path, snapshot.ram_size) as stored,
-            self._guest_ram(vm, snapshot) as guest,
-        ):
-            yield guest, stored
-
-    def _graph(self, qmp: Qmp) -> Graph:
-        return blockgraph.read(qmp, self._root)
-
-    def _binding(self, vm: Vm, qmp: Qmp, graph: Graph) -> Binding:
-        life, _ = _running(vm)
-        return Binding(life, devicetree.read(qmp), graph.fingerprint())
-
-    def _delete_tag(self, qmp: Qmp, graph: Graph, tag: str) -> None:
-        holders = graph.tagged(tag)
+    def _delete_tag(self, held: Inside, tag: str) -> None:
+        holders = held.graph.tagged(tag)
         if holders:
-            qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
+            held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
+
+    # --- how
+
+    def _fitting(self, vm: Vm, snapshot: Snapshot) -> Inside:
+        """The inside of a paused VM that the snapshot fits."""
+        held = self._opened.inside(vm)
+        held.refuse_unless_paused()
+        changed = _changed(snapshot.binding, held.binding)
+        if changed:
+            raise RefusedError(
+                f"snapshot {snapshot.name} does not fit {vm.name} any more: {changed}.",
+                f"take a new one: hvctl snapshot take {vm.name}",
+            )
+        return held
+
+    def _new_writer(self, snapshot: Snapshot) -> Writer:
+        self._end_writer()
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        pages, based = snapshot.ram_size // PAGE, snapshot.parent is not None
+        limit = snapshotlayers.free(self._root, self._settings.snapshot_budget) - self._settings.memory_margin
+        writer = Writer(folder, pages, base=based, limit=limit)
+        self._writer = (snapshot.id, writer)
+        return writer
+
+    def _writer_of(self, snapshot: Snapshot) -> Writer | None:
+        return self._writer[1] if self._writer is not None and self._writer[0] == snapshot.id else None
+
+    def _end_writer(self) -> None:
+        if self._writer is not None:
+            self._writer[1].close()
+        self._writer = None
 
 
-def _running(vm: Vm) -> tuple[Process, str]:
-    if vm.process is None or vm.ram_path is None:
-        raise RefusedError(f"{vm.name} has no QEMU process with RAM in a shared file.", f"hvctl vm show {vm.name}")
-    return vm.process, vm.ram_path
+def _overlays(snapshot: Snapshot) -> list[Path]:
+    return [Path(path) for path in blockgraph.overlays(snapshot.binding.blocks, snapshot.nodes)]
 
 
-def _state_job(qmp: Qmp, job: Job, snapshot: Snapshot) -> None:
-    """Save or load with guest RAM left out. libvirt does not know of this switch, and would leave guest RAM out of its
-    own saves and migrations with it on, so it is off again whatever happens."""
-    arguments = {
-        "tag": snapshot.tag,
-        "vmstate": snapshot.vmstate_node,
-        "devices": [snapshot.vmstate_node, *snapshot.nodes],
-    }
-    _ignore_shared_ram(qmp, True)
-    try:
-        qmp.job(job, arguments, JOB_SECONDS)
-    finally:
-        _ignore_shared_ram(qmp, False)
-
-
-def _ignore_shared_ram(qmp: Qmp, on: bool) -> None:
-    qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": on}]})
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise UnreachableError("/proc/meminfo does not say how much memory is available.")
 
 
 def _changed(then: Binding, now: Binding) -> str | None:
@@ -261,8 +431,19 @@ def _changed(then: Binding, now: Binding) -> str | None:
     return ", ".join(words[:4]) or None
 
 
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise UnreachableError("/proc/meminfo does not say how much memory is available.")
+def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
+    """Save or load with guest RAM left out. libvirt does not know of this switch, and would leave guest RAM out of its
+    own saves and migrations with it on, so it is off again whatever happens."""
+    arguments = {
+        "tag": snapshot.tag,
+        "vmstate": snapshot.vmstate_node,
+        "devices": [snapshot.vmstate_node, *nodes],
+    }
+    try:
+        held.qmp.job(job, arguments, JOB_SECONDS, before=(_ignore_shared_ram(True),))
+    finally:
+        held.count(_ignore_shared_ram(False))
+
+
+def _ignore_shared_ram(on: bool) -> Command:
+    return "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": on}]}

@@ -9,23 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.model.vm import Process
+from hvctl.model.vm import Process, Region
 
 _RUN = Path("/run/libvirt/qemu")
 _PROC = Path("/proc")
 _STATE = Path("/var/lib/libvirt/qemu")
-
-
-@dataclass(frozen=True, slots=True)
-class RamFile:
-    """The file that a QEMU process maps as guest RAM, seen to be the one at `path` now."""
-
-    path: str
-    size: int
-    tmpfs: bool
 
 
 def boot_id() -> str:
@@ -80,29 +70,38 @@ def _names_uuid(pid: int, uuid: str) -> bool:
     return any(a == b"-uuid" and b == uuid.encode() for a, b in itertools.pairwise(arguments))
 
 
-def ram_file(process: Process, size: int) -> RamFile | None:
-    """The shared mapping of a regular file of `size` bytes in the process; None if there is none, or the file at that
-    path is another one by now."""
+def ram_files(process: Process, size: int) -> tuple[Region, ...]:
+    """The files that the process maps shared, sorted by name: all of its RAM, or nothing if they do not add
+    up to `size` bytes, or if one of the paths is another file by now. QEMU names such a file after its backend."""
     try:
         lines = (_PROC / str(process.pid) / "maps").read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return None
+        return ()
     if start_time(process.pid) != process.start_time:
-        return None
+        return ()
+    found: dict[str, Region] = {}
     for line in lines:
         fields = line.split(maxsplit=5)
-        if len(fields) < 6 or not fields[1].startswith("rw-s"):
+        if len(fields) < 6 or not fields[1].startswith("rw-s") or fields[5] in found:
             continue
-        path, inode = fields[5], int(fields[4])
+        path, inode = Path(fields[5]), int(fields[4])
         try:
-            found = Path(path).stat()
+            status = path.stat()
         except OSError:
             continue
-        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-        if (found.st_ino, device) != (inode, fields[3]) or not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            continue
-        return RamFile(path, found.st_size, _filesystem(found.st_dev) == "tmpfs")
-    return None
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        if (status.st_ino, device) == (inode, fields[3]) and stat.S_ISREG(status.st_mode):
+            found[fields[5]] = Region(path.name, fields[5], status.st_size)
+    regions = sorted(found.values(), key=lambda r: r.name)
+    return tuple(regions) if sum(r.size for r in regions) == size else ()
+
+
+def on_tmpfs(path: str) -> bool:
+    """Whether a file lies on a tmpfs; False also for one that is not there."""
+    try:
+        return _filesystem(Path(path).stat().st_dev) == "tmpfs"
+    except OSError:
+        return False
 
 
 def _filesystem(device: int) -> str | None:

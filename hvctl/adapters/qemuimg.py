@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,28 @@ def apply_internal_snapshot(path: Path, name: str) -> None:
     run_tool(["qemu-img", "snapshot", "-q", "-a", name, _json(_alone(path))])
 
 
+def create_internal_snapshot(path: Path, name: str) -> None:
+    """Have an image that no QEMU has open hold what it is now under a name."""
+    _check_header(path)
+    run_tool(["qemu-img", "snapshot", "-q", "-c", name, _json(_alone(path))])
+
+
+def extract_internal_snapshot(source: Path, name: str, target: Path, folders: Collection[Path]) -> None:
+    """A new qcow2 image `target` of what `source` was at one of its snapshots, over the same backing image: it has the
+    clusters that are the snapshot's own. A QEMU may have `source` open and its guest may write: what belongs to a
+    snapshot never changes. What it reads has to lie in `folders`. FileExistsError if `target` is there."""
+    chain = _chain(source, "qcow2", folders)
+    over = [argument for path, format in chain[1:2] for argument in ("-B", _name(path), "-F", format)]
+    chosen = ["-l", f"snapshot.name={name}"]
+    _reserve(target)
+    try:
+        image = _json(_spelled(chain))
+        run_tool(["qemu-img", "convert", "-q", "-U", *chosen, "-O", "qcow2", *over, image, _name(target)])
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
 def check(path: Path) -> None:
     """HvctlError if the metadata of a qcow2 image that no QEMU has open are damaged; clusters that nothing refers to
     are no damage. Nothing the image refers to is opened."""
@@ -164,11 +186,7 @@ def copy_extent(source: Path, target: Path, start: int, end: int, folders: Colle
     and its snapshots stay. Both are qcow2 and closed; what they read has to lie in `folders`. Zeroes take no room."""
 
     def extent(path: Path) -> str:
-        image = None
-        for layer, format in reversed(_chain(path, "qcow2", folders)):
-            # Spelled out down to its end: nothing is opened because of what a header says by then.
-            below = {"backing": image} if format == "qcow2" else {}
-            image = {"driver": format, "discard": "unmap", "file": _file(layer), **below}
+        image = _spelled(_chain(path, "qcow2", folders))
         return _json({"driver": "raw", "offset": start, "size": end - start, "discard": "unmap", "file": image})
 
     run_tool(["qemu-img", "convert", "-q", "-n", "-f", "raw", "-O", "raw", extent(source), extent(target)])
@@ -187,6 +205,15 @@ def _options(path: Path, format: str) -> str:
 
 def _file(path: Path) -> dict[str, Any]:
     return {"driver": "file", "filename": _name(path), "discard": "unmap"}
+
+
+def _spelled(chain: Sequence[tuple[Path, str]]) -> dict[str, Any]:
+    """An image spelled out down to its end: nothing is opened because of what a header says by then."""
+    image: dict[str, Any] = {}
+    for layer, format in reversed(chain):
+        below = {"backing": image or None} if format == "qcow2" else {}
+        image = {"driver": format, "discard": "unmap", "file": _file(layer), **below}
+    return image
 
 
 def _alone(path: Path) -> dict[str, Any]:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from hvctl.errors import DeadlineError, GuestError, RefusedError, UnreachableError
 
 Query = Literal[
     "balloon",
+    "block-set-write-threshold",
     "blockdev-add",
     "blockdev-del",
     "job-dismiss",
     "migrate-set-capabilities",
+    "qom-get",
     "qom-list",
+    "qom-set",
     "query-balloon",
     "query-block",
+    "query-blockstats",
     "query-hotpluggable-cpus",
     "query-jobs",
     "query-memdev",
@@ -36,10 +41,21 @@ Query = Literal[
     "query-migrate",
     "query-named-block-nodes",
     "query-status",
+    "query-version",
+    "cont",
+    "human-monitor-command",
+    "stop",
+    "x-query-virtio",
+    "x-query-virtio-queue-status",
 ]
 Job = Literal["snapshot-save", "snapshot-load", "snapshot-delete"]
 Event = Literal["JOB_STATUS_CHANGE", "BALLOON_CHANGE"]
+Command = tuple[Query, Mapping[str, object]]
+# The guest goes on; a device was given back, which takes a guest that runs.
+UNASKED: Final = ("RESUME", "DEVICE_DELETED")
 COMMANDS: Final = frozenset(get_args(Query) + get_args(Job))
+# The one question that only the monitor for people answers.
+_FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}")
 JOB_ID: Final = "hvctl-job"
 
 _CLOSE_SECONDS = 1.0
@@ -47,6 +63,17 @@ _T = TypeVar("_T")
 
 # qemu.qmp logs what it also raises; without a handler of its own, logging would print that to stderr.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class _Client(QMPClient):
+    """Without its log of every message: that is formatted whether or not anybody reads it, and takes most of the time
+    of an exchange."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class Qmp:
@@ -63,11 +90,13 @@ class Qmp:
         self._loop: asyncio.AbstractEventLoop
         self._socket: socket.socket
         self._client: QMPClient
+        self._unasked = EventListener(UNASKED)
 
     def __enter__(self) -> Qmp:
         self._socket = _connected(self._path, self._deadline, self._pid)
         self._loop = asyncio.new_event_loop()
-        self._client = QMPClient()
+        self._client = _Client()
+        self._client.register_listener(self._unasked)
         try:
             self._run(lambda: self._client.connect(self._socket), "greet", self._deadline)
         except BaseException:
@@ -100,17 +129,40 @@ class Qmp:
         """The command's return value. GuestError: QEMU says no, in its words."""
         return self._execute(command, arguments, self._deadline)
 
-    def job(self, command: Job, arguments: Mapping[str, object], seconds: float) -> None:
+    def execute_all(self, commands: Sequence[tuple[Query, Mapping[str, object]]]) -> list[Any]:
+        """Several commands in one go, in order: the answers. GuestError: QEMU says no to one of them."""
+
+        checked = [*map(_checked, commands)]
+
+        async def ask() -> list[Any]:
+            return await asyncio.gather(*(self._client.execute(c, a) for c, a in checked))
+
+        return self._run(ask, commands[0][0], self._deadline)
+
+    def job(
+        self,
+        command: Job,
+        arguments: Mapping[str, object],
+        seconds: float,
+        before: Sequence[tuple[Query, Mapping[str, object]]] = (),
+    ) -> None:
         """Run a job to its end and dismiss it. GuestError: it failed, in QEMU's words. DeadlineError: not over after
-        `seconds`, the result is unknown."""
-        self.dismiss_jobs()
-        self._execute(command, {"job-id": JOB_ID, **arguments}, seconds)
-        # QEMU answers nothing while such a job runs in its main loop, so the first look mostly sees the end.
-        if not self.until("JOB_STATUS_CHANGE", lambda: self._own_job(seconds)["status"] == "concluded", seconds):
-            raise DeadlineError(
-                f"QEMU's {command} is not over after {seconds:g} s.", "virsh qemu-monitor-event shows it"
-            )
-        error = self._own_job(seconds).get("error")
+        `seconds`, the result is unknown. Commands to send right before it may be given: then all of it is one
+        exchange with QEMU, which answers nothing while such a job runs in its main loop."""
+        start = (command, {"job-id": JOB_ID, **arguments})
+        every = [*map(_checked, (*before, start)), ("query-jobs", {})]
+
+        async def ask() -> list[Any]:
+            return await asyncio.gather(*(self._client.execute(c, a) for c, a in every))
+
+        job = _own(self._run(ask, command, seconds)[-1])
+        if job["status"] != "concluded":
+            if not self.until("JOB_STATUS_CHANGE", lambda: self._own_job(seconds)["status"] == "concluded", seconds):
+                raise DeadlineError(
+                    f"QEMU's {command} is not over after {seconds:g} s.", "virsh qemu-monitor-event shows it"
+                )
+            job = self._own_job(seconds)
+        error = job.get("error")
         self.execute("job-dismiss", {"id": JOB_ID})
         if error is not None:
             raise GuestError(f"QEMU's {command} failed: {error}.")
@@ -120,6 +172,11 @@ class Qmp:
         for job in self.execute("query-jobs"):
             if job["id"] == JOB_ID and job["status"] == "concluded":
                 self.execute("job-dismiss", {"id": JOB_ID})
+
+    def heard(self) -> frozenset[str]:
+        """Which of UNASKED happened, by whomever, since this was asked last, as of QEMU's latest answer: QEMU tells of
+        what happened before it answers what it is asked later."""
+        return frozenset(str(event["event"]) for event in self._unasked.clear())
 
     def until(self, event: Event, done: Callable[[], bool], seconds: float) -> bool:
         """Whether `done` becomes true in time; it is asked at once, and again whenever the event arrives."""
@@ -136,14 +193,10 @@ class Qmp:
             return True
 
     def _own_job(self, seconds: float) -> Mapping[str, Any]:
-        for job in self._execute("query-jobs", None, seconds):
-            if job["id"] == JOB_ID:
-                return dict(job)
-        raise GuestError("QEMU's job vanished: somebody else dismissed it, its result is unknown.")
+        return _own(self._execute("query-jobs", None, seconds))
 
     def _execute(self, command: Query | Job, arguments: Mapping[str, object] | None, seconds: float) -> Any:
-        if command not in COMMANDS:
-            raise RefusedError(f"{command!r} is not a monitor command that hvctl uses.")
+        _checked((command, arguments or {}))
         return self._run(lambda: self._client.execute(command, arguments), command, seconds)
 
     def _run(self, call: Callable[[], Awaitable[_T]], what: str, seconds: float) -> _T:
@@ -161,6 +214,21 @@ class Qmp:
         except (QMPError, EOFError, OSError, AssertionError) as e:
             # AssertionError: what qemu.qmp raises when the peer goes away right after the negotiation.
             raise _unreachable(self._path, str(e) or type(e).__name__) from e
+
+
+def _checked(command: tuple[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+    name, arguments = command
+    line = str(arguments.get("command-line", ""))
+    if name not in COMMANDS or (name == "human-monitor-command" and not _FOR_PEOPLE.fullmatch(line)):
+        raise RefusedError(f"{name!r} is not a monitor command that hvctl uses.")
+    return command
+
+
+def _own(jobs: list[dict[str, Any]]) -> Mapping[str, Any]:
+    for job in jobs:
+        if job["id"] == JOB_ID:
+            return job
+    raise GuestError("QEMU's job vanished: somebody else dismissed it, its result is unknown.")
 
 
 def _unreachable(path: str, why: str) -> UnreachableError:

@@ -10,19 +10,20 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from hvctl import codec
 from hvctl.adapters.atomicfile import replace_file
 from hvctl.adapters.blockgraph import disk_nodes
-from hvctl.adapters.guestram import wipe
+from hvctl.adapters.layers import INDEX, RAM
+from hvctl.adapters.pages import PAGE
+from hvctl.adapters.ramfile import wipe
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.snapshot import Snapshot
 
 MANIFEST: Final = "manifest.json"
-RAM: Final = "ram"
 VMSTATE: Final = "vmstate.qcow2"
 _MODE: Final = 0o711  # QEMU passes through to its file, and lists nothing.
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -66,6 +67,27 @@ def unpublish(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
+def vm_folder(root: Path, uuid: str) -> Path:
+    """Where what belongs to all snapshots of a VM lies."""
+    if not _PART.fullmatch(uuid):
+        raise RefusedError(f"{uuid!r} is not the UUID of a VM.")
+    return root / uuid
+
+
+def remove_vm_folder(root: Path, uuid: str) -> None:
+    """What is left when a VM has no snapshot any more; absent already is fine, and so is one that still has some."""
+    folder = vm_folder(root, uuid)
+    try:
+        _check_ours(folder)
+    except FileNotFoundError:
+        return
+    if any(f.is_dir() for f in folder.iterdir()):
+        return
+    for file in folder.iterdir():
+        wipe(file)
+    folder.rmdir()
+
+
 def remove(folder: Path) -> None:
     """Wipe and remove the files and the folder; absent already is fine."""
     try:
@@ -75,14 +97,11 @@ def remove(folder: Path) -> None:
     for file in folder.iterdir():
         wipe(file)
     folder.rmdir()
-    # The folder of the VM goes with its last snapshot.
-    with suppress(OSError):
-        folder.parent.rmdir()
 
 
 def published(root: Path, uuid: str | None) -> Iterator[Snapshot]:
-    """Whole snapshots with a sound manifest, of one VM or of all; damaged ones are left out, so that nobody pauses a
-    guest for them."""
+    """Whole snapshots with a sound manifest, of one VM or of all, hidden ones too; damaged ones are left out, so that
+    nobody pauses a guest for them."""
     for manifest in root.glob(f"{uuid or '*'}/*/{MANIFEST}"):
         try:
             snapshot = _load(root, manifest)
@@ -96,23 +115,31 @@ def _load(root: Path, manifest: Path) -> Snapshot:
         _check_ours(step)
     fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as stream:
-        snapshot = codec.load_json(Snapshot, stream.read())
+        snapshot = _parsed(stream.read())
     if folder_of(root, snapshot) != manifest.parent:
         raise RefusedError(f"{manifest} is of another snapshot.")
     _check_whole(manifest.parent, snapshot)
     return snapshot
 
 
+@lru_cache(64)
+def _parsed(manifest: bytes) -> Snapshot:
+    """Refused here is whatever the text alone tells, since the same text is parsed many times. RefusedError: the
+    manifest leaves out a node, whose disk would stay as it is under RAM of another time."""
+    snapshot = codec.load_json(Snapshot, manifest)
+    if snapshot.nodes != disk_nodes(snapshot.binding.blocks) and not snapshot.hidden:
+        raise RefusedError(f"snapshot {snapshot.name} is damaged.", "take a new one")
+    return snapshot
+
+
 def _check_whole(folder: Path, snapshot: Snapshot) -> None:
-    """What a reset would find out only after it paused the guest, or not at all: a node that the manifest leaves out
-    would keep its disk as it is under RAM of another time."""
-    ram, vmstate = (folder / RAM).lstat(), (folder / VMSTATE).lstat()
+    """What a reset would find out only after it paused the guest, or not at all."""
+    files = [(folder / name).lstat() for name in (RAM, INDEX, *(() if snapshot.hidden else (VMSTATE,)))]
     names = (snapshot.tag, snapshot.vmstate_node)
     if (
-        not (stat.S_ISREG(ram.st_mode) and stat.S_ISREG(vmstate.st_mode))
-        or ram.st_size != snapshot.ram_size
+        not all(stat.S_ISREG(f.st_mode) for f in files)
+        or files[1].st_size != snapshot.ram_size // PAGE * 4
         or names != (f"hvctl-{snapshot.id}", f"hvctl-{snapshot.id[:8]}")
-        or tuple(sorted(snapshot.nodes)) != disk_nodes(snapshot.binding.blocks)
     ):
         raise RefusedError(f"snapshot {snapshot.name} is damaged.", "take a new one")
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
-from hvctl.adapters import pulse, qemuimg
+from hvctl.adapters import diskplace, pulse, qemuimg
 from hvctl.adapters.imagestore import IMAGE_LINK
 from hvctl.errors import HvctlError, RefusedError
+from hvctl.model.archive import Placement
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import DiskSpec, VmSpec
 from hvctl.settings import Settings
@@ -92,6 +94,21 @@ class FolderStorage:
             return
         except OSError as e:
             raise HvctlError(f"the folder {folder} cannot be removed: {e.strerror}.") from e
+
+    def place_disks(self, uuid: str, load: str, disks: Sequence[Placement]) -> None:
+        diskplace.place(self._note(uuid), load, disks)
+
+    def return_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        diskplace.take_back(self._note(uuid), load, overlays)
+
+    def release_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        diskplace.release(self._note(uuid), load, overlays)
+
+    def kept_disks(self, uuid: str) -> str | None:
+        return diskplace.kept(self._note(uuid))
+
+    def _note(self, uuid: str) -> Path:
+        return self._folder(uuid) / "load.json"
 
     def folders(self) -> tuple[str, ...]:
         try:

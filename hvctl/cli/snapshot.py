@@ -1,4 +1,4 @@
-"""hvctl snapshot take|list|show|delete, hvctl reset"""
+"""hvctl snapshot take|list|show|delete|save|load|diff, hvctl reset"""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from typing import Annotated
 
 import typer
 
+from hvctl import codec
 from hvctl.cli import render
 from hvctl.cli.complete import snapshot_names
 from hvctl.cli.context import globals_of
 from hvctl.cli.options import DryRun, ExitCode, SnapshotName, VmName, pending
 from hvctl.cli.render import Column
+from hvctl.decide.scope import PARTS, parse_range
+from hvctl.model.archive import Difference
+from hvctl.model.tracker import TrackerKind
 from hvctl.units import format_size
 
-app = typer.Typer(help="Snapshots of running VMs: take, list, show, delete.", no_args_is_help=True)
+app = typer.Typer(help="Snapshots of running VMs: take, list, show, diff, delete; save, load.", no_args_is_help=True)
+SHOWN = 5
 
 
 @app.command()
@@ -21,6 +26,11 @@ def take(
     context: typer.Context,
     vm: VmName,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: the time.")] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BASE-END", help="Guest-physical memory that an application in the guest owns."),
+    ] = None,
+    tracker: Annotated[TrackerKind, typer.Option(help="How writes are noted from now on.")] = TrackerKind.AUTO,
     dry_run: DryRun = False,
     exit_code: ExitCode = False,
 ) -> None:
@@ -29,7 +39,8 @@ def take(
 
     options = globals_of(context)
     with options.engine() as engine:
-        result = verbs.take(engine, vm, name, dry_run=dry_run, key=options.key)
+        owned = [parse_range(word, word) for word in own or []]
+        result = verbs.take(engine, vm, name, owned=owned, tracker=tracker, dry_run=dry_run, key=options.key)
     render.outcome(options, result)
     pending(result, exit_code)
 
@@ -72,8 +83,9 @@ def show(context: typer.Context, vm: VmName, name: SnapshotName) -> None:
         ("process", f"pid {process['pid']}"),
         ("vcpus", str(data["vcpus"])),
         ("balloon", format_size(data["balloon"])),
-        ("stored", f"{format_size(data['stored'])} of {format_size(data['ram_size'])} RAM"),
-        ("disks", ", ".join(data["nodes"]) or "-"),
+        ("stored", f"{format_size(data['stored'])} of {format_size(sum(r['size'] for r in data['regions']))} RAM"),
+        ("parent", data["parent"] or "-"),
+        ("disks", ", ".join(data["targets"]) or "-"),
         ("devices", f"{len(data['binding']['devices'])} bound"),
     ]
     render.detail(options, "snapshot", data, lines)
@@ -93,20 +105,103 @@ def delete(
     pending(result, exit_code)
 
 
+@app.command()
+def save(
+    context: typer.Context,
+    vm: VmName,
+    name: SnapshotName,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder that is not there yet, on a disk.")],
+    dry_run: DryRun = False,
+    exit_code: ExitCode = False,
+) -> None:
+    """Save a snapshot on a disk, RAM compressed; the guest runs on. It outlives the QEMU process and the host's
+    memory."""
+    from hvctl.operations import archive as verbs
+
+    options = globals_of(context)
+    with options.engine() as engine:
+        result = verbs.save(engine, vm, name, to, dry_run=dry_run, key=options.key)
+    render.outcome(options, result)
+    pending(result, exit_code)
+
+
+@app.command()
+def load(
+    context: typer.Context,
+    vm: VmName,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What `snapshot save` made.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Call it so. Default: as it was called.")] = None,
+    dry_run: DryRun = False,
+    exit_code: ExitCode = False,
+) -> None:
+    """Start a VM that is off from a saved snapshot, in a new QEMU process; what its disks held since is gone."""
+    from hvctl.operations import archive as verbs
+
+    options = globals_of(context)
+    with options.engine() as engine:
+        result = verbs.load(engine, vm, folder, name, dry_run=dry_run, key=options.key)
+    render.outcome(options, result)
+    pending(result, exit_code)
+
+
+@app.command()
+def diff(context: typer.Context, vm: VmName, a: SnapshotName, b: SnapshotName) -> None:
+    """Show where RAM and disks of two snapshots differ; offsets are bytes of the memory region or of the disk."""
+    from hvctl.operations import archive as verbs
+
+    options = globals_of(context)
+    found = verbs.difference(options.settings(), vm, a, b)
+    render.detail(options, "difference", codec.dump(found), _differences(found))
+
+
+def _differences(found: Difference) -> list[tuple[str, str]]:
+    """One line for what is touched, and its first ranges."""
+    parts = [(f"ram {r.region}", r.bytes, r.ranges) for r in found.ram]
+    parts += [(f"disk {d.target}", d.bytes, d.ranges) for d in found.disks]
+    lines = []
+    for what, size, ranges in parts:
+        shown = [f"{r.start:#x}-{r.end:#x} ({format_size(r.end - r.start)})" for r in ranges[:SHOWN]]
+        more = [f"and {len(ranges) - SHOWN} more: -f json has them all"] if len(ranges) > SHOWN else []
+        ranged = f" in {len(ranges)} ranges" if len(ranges) > 1 else ""
+        lines.append((what, f"{format_size(size)}{ranged}" if size else "the same"))
+        lines += [("", text) for text in (*shown, *more)]
+    return lines
+
+
 def reset(
     context: typer.Context,
     vm: VmName,
     to: Annotated[
-        str, typer.Option("--to", metavar="NAME", help="The snapshot to return to.", autocompletion=snapshot_names)
-    ],
+        str | None,
+        typer.Option("--to", metavar="NAME", help="The snapshot to return to.", autocompletion=snapshot_names),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PARTS", help=f"Only these parts: {PARTS}; several with commas."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="disk:NAME", help="Everything but these disks goes back.")
+    ] = None,
+    tracker: Annotated[TrackerKind, typer.Option(help="How the pages that were written are found.")] = TrackerKind.AUTO,
+    audit: Annotated[
+        bool | None, typer.Option("--audit/--no-audit", help="Compare all RAM. Default: every audit_every-th reset.")
+    ] = None,
+    accept_incoherent: Annotated[
+        bool, typer.Option("--accept-incoherent", help="Do it although parts would be of different moments.")
+    ] = False,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="A reset policy; options given here are stronger.")
+    ] = None,
     dry_run: DryRun = False,
     exit_code: ExitCode = False,
 ) -> None:
-    """Return a running VM to a snapshot inside the same QEMU process; what it did since is gone."""
+    """Return a running VM, or parts of it, to a snapshot inside the same QEMU process; what it did since is gone."""
+    from hvctl.operations import policy as policies
     from hvctl.operations import snapshot as verbs
 
     options = globals_of(context)
+    scope, wishes = policies.merged(policy, only or [], keep or [], tracker, audit, accept_incoherent)
     with options.engine() as engine:
-        result = verbs.reset(engine, vm, to, dry_run=dry_run, key=options.key)
+        result = verbs.reset(engine, vm, to, scope, wishes, dry_run=dry_run, key=options.key)
     render.outcome(options, result)
     pending(result, exit_code)

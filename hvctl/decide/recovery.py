@@ -6,16 +6,19 @@ repeated, since recovery itself may be killed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
 from hvctl.decide.allocate import plan_allocation, with_parts
-from hvctl.decide.reset import binding_difference, reset_steps
+from hvctl.decide.answer import Answer
+from hvctl.decide.archiverecovery import load_answer, save_answer
+from hvctl.decide.reset import binding_difference, disks_back, partial_load, reset_steps
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.plan import (
     ClearNics,
     Destroy,
     DropSnapshot,
+    Pause,
     Redefine,
     Refusal,
     RemoveFiles,
@@ -26,19 +29,9 @@ from hvctl.model.plan import (
     Step,
     Undefine,
 )
+from hvctl.model.reset import Hooks
 from hvctl.model.snapshot import Binding, Snapshot
 from hvctl.model.vm import State, Vm
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How the operation ends, after these steps. promise: the record that then holds (None: as before)."""
-
-    state: OpState
-    steps: tuple[Step, ...] = ()
-    reason: str = ""
-    goal_holds: bool = False
-    forget: bool = False
 
 
 def answer(
@@ -48,9 +41,13 @@ def answer(
     now: Vm | None,
     binding: Binding | None,
     snapshots: tuple[Snapshot, ...],
+    *,
+    kept: bool = False,
+    archived: bool = False,
 ) -> Answer:
     """now is None when the VM was surely absent; binding is that of the running QEMU, None when there is none;
-    snapshots are those of the VM that have their manifest."""
+    snapshots are those of the VM that have their manifest. kept: the disks from before a load are kept; archived: what
+    was to be saved is there, whole."""
     uuid = operation.vm_uuid
     match operation.kind:
         case Kind.CREATE:
@@ -76,6 +73,10 @@ def answer(
         case Kind.SNAPSHOT_DELETE:
             steps = (DropSnapshot(before.snapshot),) if before.snapshot else ()
             return Answer(OpState.DONE, steps, "deletion finished")
+        case Kind.SNAPSHOT_SAVE:
+            return save_answer(before, archived)
+        case Kind.SNAPSHOT_LOAD:
+            return load_answer(uuid, phase, before, now, snapshots, kept)
         case Kind.RESET:
             return _reset(uuid, phase, before, now, binding)
         case _:
@@ -152,25 +153,49 @@ def _resume(uuid: str, before: Before, now: Vm | None) -> tuple[Step, ...]:
 
 
 def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Binding | None) -> Answer:
+    drop: tuple[Step, ...] = (DropSnapshot(before.scratch),) if before.scratch else ()
     if now is None or not now.state.active or binding is None:
-        return Answer(OpState.FAILED, reason="the QEMU process died during the reset")
+        return Answer(OpState.FAILED, drop, "the QEMU process died during the reset")
+    given = _given_again(uuid, before)
+    if before.snapshot is None:
+        shaped = tuple(SetNicLimit(uuid, now.allocation.nic(n.mac)) for n in now.nics if n.tap and before.scope.net)
+        return Answer(OpState.UNDONE, (*given, *shaped), "memory and bandwidth are as before")
     if phase is Phase.BEGUN:
-        return Answer(OpState.UNDONE, _resume(uuid, before, now), "nothing was written")
-    if before.snapshot is None or before.goal is None:
-        return Answer(OpState.QUARANTINED, reason="the row does not name its snapshot")
+        return Answer(OpState.UNDONE, (*_resume(uuid, before, now), *drop), "nothing was written")
     if binding.process != before.snapshot.binding.process:
-        return Answer(OpState.FAILED, reason="the VM runs in another QEMU process since: its memory is that of a boot")
+        reason = "the VM runs in another QEMU process since: its memory is that of a boot"
+        return Answer(OpState.FAILED, drop, reason)
+    promise: tuple[Step, ...] = (SetRecord(uuid, before.goal),) if before.goal else ()
     if phase is Phase.COMMITTED:
         # The guest may have worked since it was resumed: finishing must not take that work away.
-        promise: tuple[Step, ...] = (SetRecord(uuid, before.goal),) if before.goal else ()
-        return Answer(OpState.DONE, _resume(uuid, before, now) + promise, "the reset was complete", goal_holds=True)
-    if now.state is not State.PAUSED:
+        steps = (*_resume(uuid, before, now), *given, *promise, *drop)
+        return Answer(OpState.DONE, steps, "the reset was complete", goal_holds=True)
+    scope, wishes = before.scope, replace(before.wishes, hooks=Hooks())
+    machine = scope.ram or scope.devices or bool(scope.ranges)
+    if machine and now.state is not State.PAUSED:
         return Answer(
             OpState.QUARANTINED,
             reason="somebody resumed the guest in the middle of a reset: its memory may be mixed",
         )
-    difference = binding_difference(before.snapshot.binding, binding)
+    difference = binding_difference(before.snapshot.binding, binding) if machine else None
     if difference:
         return Answer(OpState.QUARANTINED, reason=f"the reset cannot be repeated: {difference}")
-    steps = reset_steps(uuid, before.snapshot, before.goal, agent=False, resume=before.was_running)
+    if scope.ram and scope.devices and before.goal is not None:
+        steps = reset_steps(
+            replace(now, has_agent=False), before.snapshot, scope, wishes, before.goal, before.was_running
+        )
+    elif before.scratch is not None:
+        again = partial_load(before.snapshot, before.scratch, scope, wishes)
+        steps = (Pause(uuid), *again, *((Resume(uuid),) if before.was_running else ()), *drop)
+    else:
+        # Without its hooks: they may have run.
+        steps = (*disks_back(now, before.snapshot, scope, wishes), *_resume(uuid, before, now))
     return Answer(OpState.DONE, steps, "the reset was repeated", goal_holds=True)
+
+
+def _given_again(uuid: str, before: Before) -> tuple[Step, ...]:
+    """Who is killed while a page cache is taken back leaves the guest squeezed."""
+    record = before.goal.allocation if before.goal else before.vm.allocation if before.vm else None
+    if not before.scope.cache or record is None:
+        return ()
+    return (SetMemory(uuid, record.memory, force=True, best_effort=True),)

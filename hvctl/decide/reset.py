@@ -4,33 +4,49 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hvctl.decide.scope import classify, disk_of
 from hvctl.model.allocation import Record
 from hvctl.model.operation import Phase
 from hvctl.model.plan import (
+    ArmTracker,
+    Audit,
     AwaitAgent,
+    AwaitLife,
     CopyRam,
+    DropCaches,
+    DropQueues,
     DropSnapshot,
     Enter,
+    ForgetFlows,
     LoadState,
+    PatchRam,
     Pause,
     Plan,
+    PrepareDisk,
     PrepareSnapshot,
     PublishSnapshot,
+    ReadyDisk,
     Refusal,
     Reseed,
     RestoreBalloon,
+    RestoreDisk,
     RestoreRam,
     Resume,
+    RunInGuest,
     SaveState,
     SetClock,
+    SetNicLimit,
     SetRecord,
     Step,
 )
+from hvctl.model.reset import Coherence, Scope, Wishes
 from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import State, Vm
 from hvctl.units import format_size
 
 AGENT_SECONDS = 15.0
+LIFE_SECONDS = 10.0
 
 
 def refuse_unready(vm: Vm) -> Refusal | None:
@@ -47,29 +63,51 @@ def refuse_unready(vm: Vm) -> Refusal | None:
     return None
 
 
-def plan_take(vm: Vm, snapshot: Snapshot, need: int, free: int, taken: tuple[Snapshot, ...]) -> Plan | Refusal:
-    """Take a snapshot; need and free are bytes of the tmpfs that snapshots live on."""
+def parent_of(state: Tracking | None, taken: tuple[Snapshot, ...], now: Binding) -> str | None:
+    """The snapshot whose RAM the next one is kept as a difference to: what RAM is of, or else the newest that fits."""
+    fitting = [s.id for s in taken if s.binding.process == now.process]
+    if state is not None and state.base in fitting:
+        return state.base
+    return fitting[-1] if fitting else None
+
+
+def plan_take(
+    vm: Vm, snapshot: Snapshot, need: int, free: int, taken: tuple[Snapshot, ...], tracking: Tracking | None,
+    tracker: TrackerKind = TrackerKind.AUTO,
+) -> Plan | Refusal:  # fmt: skip
+    """Take a snapshot; need and free are bytes of the tmpfs that snapshots live on.
+
+    RAM is stored while the guest runs, and under the pause only what it wrote meanwhile. A tracker is armed in a short
+    pause of its own before it, since its probe writes into guest RAM what is there."""
     if any(s.name == snapshot.name for s in taken):
         return Refusal(
             f"{vm.name} has a snapshot {snapshot.name} already.", f"hvctl snapshot delete {vm.name} {snapshot.name}"
         )
     if need > free:
         return Refusal(
-            f"no space for the snapshot: it needs {format_size(need)}, {format_size(free)} are free.",
-            f"`hvctl snapshot list {vm.name}` shows what could go",
+            f"no space for the snapshot: it needs {format_size(need)}, {format_size(max(0, free))} are free.",
+            f"`hvctl snapshot list {vm.name}` shows what could go, `hvctl config show` the budget",
         )
     running = vm.state is State.RUNNING
     steps: list[Step] = [Enter(Phase.TOUCHING), PrepareSnapshot(snapshot)]
-    steps += [Pause(vm.uuid)] if running else []
-    steps += [SaveState(snapshot), CopyRam(snapshot), PublishSnapshot(snapshot), Enter(Phase.COMMITTED)]
-    steps += [Resume(vm.uuid)] if running else []
-    return Plan(f"snapshot {vm.name} as {snapshot.name}", tuple(steps))
+    pause: tuple[Step, ...] = (Pause(vm.uuid),) if running else ()
+    resume: tuple[Step, ...] = (Resume(vm.uuid),) if running else ()
+    if tracking is None or tracking.base is None:
+        steps += [*pause, ArmTracker(vm.uuid, tracker), *resume]
+    steps += [CopyRam(snapshot, live=True)] if running else []
+    steps += [*pause, SaveState(snapshot), CopyRam(snapshot), PublishSnapshot(snapshot), Enter(Phase.COMMITTED)]
+    return Plan(f"snapshot {vm.name} as {snapshot.name}", (*steps, *resume))
 
 
 def binding_difference(snapshot: Binding, now: Binding) -> str | None:
     """In words, why a snapshot does not fit the VM as it is now; None when it fits."""
     if snapshot.process != now.process:
         return "its QEMU process is another one than when the snapshot was taken"
+    return shape_difference(snapshot, now)
+
+
+def shape_difference(snapshot: Binding, now: Binding) -> str | None:
+    """In words, how the devices and disks differ, whatever process they are in; None when they do not."""
     for what, old, new in (("device", snapshot.devices, now.devices), ("disk", snapshot.blocks, now.blocks)):
         gone = sorted(set(old) - set(new))
         come = sorted(set(new) - set(old))
@@ -80,43 +118,164 @@ def binding_difference(snapshot: Binding, now: Binding) -> str | None:
 
 
 def after_reset(vm: Vm, snapshot: Snapshot) -> Record:
-    """What is promised after a reset: the guest is back at the vCPUs and the balloon of the snapshot."""
+    """What is promised after a reset of RAM and devices: the guest is back at the snapshot's vCPUs and balloon."""
     record = vm.record or Record(vm.allocation)
     allocation = replace(record.allocation, vcpus=snapshot.vcpus, memory=snapshot.balloon)
     return record.with_allocation(allocation)
 
 
-def plan_reset(vm: Vm, snapshot: Snapshot, now: Binding) -> Plan | Refusal:
-    """The whole VM back to the snapshot. RAM comes before the state load, because virtio reads its rings out of guest
-    RAM while loading, and again after it, because the machine reset inside the load writes ROMs and tables."""
+def plan_reset(
+    vm: Vm, snapshot: Snapshot, now: Binding, scope: Scope, wishes: Wishes,
+    in_use: frozenset[str] | None = None, scratch: Snapshot | None = None,
+) -> tuple[Plan, Coherence] | Refusal:  # fmt: skip
+    """A VM, or parts of it, back to a snapshot. in_use as in classify; scratch is the state as it is now, which parts
+    of RAM or of the devices need; wishes.audit is decided."""
     difference = binding_difference(snapshot.binding, now)
     if difference:
         return Refusal(
             f"{snapshot.name} does not fit {vm.name} any more: {difference}.",
             f"take a new one: hvctl snapshot take {vm.name}",
         )
+    for name in (*scope.keep, *(p.disk for p in scope.disks or ())):
+        found = disk_of(vm, name)
+        if isinstance(found, Refusal):
+            return found
+    if scope.disks and needs_scratch(scope):
+        return Refusal("a part of the guest's memory and a disk cannot go back together.", "one after the other")
+    if scope.ram and scope.devices and any(p.range for p in scope.disks or ()):
+        return Refusal("a range of a disk goes back alone.", "name the whole disk beside ram and devices")
+    coherence, why = classify(vm, snapshot, scope, in_use)
+    if coherence is Coherence.INCOHERENT and not wishes.accept_incoherent:
+        return Refusal(
+            f"the reset of {vm.name} would be incoherent: {'; '.join(why)}.",
+            "name more parts, have the guest release them, or --accept-incoherent",
+        )
+    reasons = why if coherence is not Coherence.COHERENT else ()
     resume = not (vm.state is State.PAUSED and vm.reason == "user")
-    reasons = () if resume else ("it was paused by the operator and stays paused",)
-    steps = reset_steps(vm.uuid, snapshot, after_reset(vm, snapshot), vm.has_agent, resume)
-    return Plan(f"reset {vm.name} to {snapshot.name}", steps, reasons)
-
-
-def reset_steps(uuid: str, snapshot: Snapshot, record: Record, agent: bool, resume: bool) -> tuple[Step, ...]:
-    """All of a reset; repeating it from any point leads to the same state, since the snapshot never changes."""
-    steps: list[Step] = [
-        Pause(uuid),
-        Enter(Phase.TOUCHING),
-        RestoreRam(snapshot),
-        LoadState(snapshot),
-        RestoreRam(snapshot, tries=2),
-        Enter(Phase.COMMITTED),
-    ]
     if not resume:
-        return (*steps, SetRecord(uuid, record))
-    steps += [Resume(uuid), RestoreBalloon(snapshot), SetRecord(uuid, record)]
-    if agent:
-        steps += [AwaitAgent(uuid, AGENT_SECONDS), SetClock(uuid), Reseed(uuid)]
-    return tuple(steps)
+        reasons += ("it was paused by the operator and stays paused",)
+    if scope.ram and scope.devices:
+        if resume and (wishes.clock or wishes.reseed) and not vm.pulse and not (vm.has_agent and snapshot.agent):
+            reasons += ("nobody in the guest is known to set its clock and to reseed its random generator",)
+        steps = reset_steps(vm, snapshot, scope, wishes, after_reset(vm, snapshot), resume)
+    elif scope.ram or scope.devices or scope.ranges:
+        assert scratch is not None
+        steps = _partial(vm, snapshot, scratch, scope, wishes, resume)
+    else:
+        steps = disks_back(vm, snapshot, scope, wishes)
+    return Plan(_goal(vm, snapshot, scope), (*steps, *around(vm, scope)), reasons), coherence
+
+
+def _goal(vm: Vm, snapshot: Snapshot, scope: Scope) -> str:
+    if scope.ram and scope.devices and scope.disks is None:
+        return f"reset {vm.name} to {snapshot.name}" + (f" but for {', '.join(scope.keep)}" if scope.keep else "")
+    return f"reset {', '.join(part_names(scope))} of {vm.name} to {snapshot.name}"
+
+
+def part_names(scope: Scope) -> list[str]:
+    """The parts in words, as --only takes them."""
+    names = [n for n, on in (("ram", scope.ram), ("devices", scope.devices)) if on]
+    names += [f"ram:{r.start:#x}-{r.end:#x}" for r in scope.ranges]
+    names += (
+        ["all disks" if not scope.keep else f"all disks but {', '.join(scope.keep)}"] if scope.disks is None else []
+    )
+    for p in scope.disks or ():
+        names.append(f"disk:{p.disk}" + (f":{p.range.start:#x}-{p.range.end:#x}" if p.range else ""))
+    return names + [n for n, on in (("cache", scope.cache), ("net", scope.net)) if on]
+
+
+def nodes_back(vm: Vm, snapshot: Snapshot, scope: Scope) -> tuple[str, ...] | None:
+    """The snapshot's block nodes that go back with RAM and devices; None for all."""
+    if scope.disks is None and not scope.keep:
+        return None
+    writable = [d for d in vm.disks if d.writable]
+    named = scope.keep if scope.disks is None else tuple(p.disk for p in scope.disks)
+    chosen = [d for d in writable if (d.target in named or d.name in named) == (scope.disks is not None)]
+    return tuple(snapshot.targets[d.target] for d in chosen if d.target in snapshot.targets)
+
+
+def reset_steps(
+    vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes, record: Record, resume: bool
+) -> tuple[Step, ...]:
+    """RAM, devices and disks; repeating it from any point leads to the same state, since the snapshot never changes.
+
+    RAM comes before the state load, because virtio reads its rings out of guest RAM while loading, and again after it,
+    because the machine reset inside the load writes ROMs and tables."""
+    nodes = nodes_back(vm, snapshot, scope)
+    steps: list[Step] = [Pause(vm.uuid, snapshot), Enter(Phase.TOUCHING)]
+    steps += _load(snapshot, snapshot, nodes, wishes)
+    if not resume:
+        return (*steps, SetRecord(vm.uuid, record))
+    return (*steps, *going_on(vm, snapshot, wishes, record))
+
+
+def going_on(vm: Vm, snapshot: Snapshot, wishes: Wishes, record: Record) -> tuple[Step, ...]:
+    """From a valid state to a guest that works in the present."""
+    steps: list[Step] = [DropQueues(vm.uuid)] if any(n.tap for n in vm.nics) else []
+    steps += [Resume(vm.uuid, greet=wishes.reseed, clock=wishes.clock)]
+    steps += [AwaitLife(vm.uuid, LIFE_SECONDS)] if vm.pulse and wishes.reseed else []
+    steps += [RestoreBalloon(snapshot), SetRecord(vm.uuid, record)]
+    agent = vm.has_agent and snapshot.agent
+    if agent and (wishes.hooks.after or (not vm.pulse and (wishes.clock or wishes.reseed))):
+        steps += [AwaitAgent(vm.uuid, AGENT_SECONDS)]
+    if agent and not (vm.pulse and wishes.reseed):
+        steps += [SetClock(vm.uuid)] if wishes.clock else []
+        steps += [Reseed(vm.uuid)] if wishes.reseed else []
+    return (*steps, *(RunInGuest(vm.uuid, argv) for argv in wishes.hooks.after))
+
+
+def _load(ram: Snapshot, state: Snapshot, nodes: tuple[str, ...] | None, wishes: Wishes) -> list[Step]:
+    steps: list[Step] = [
+        RestoreRam(ram, tracker=wishes.tracker),
+        LoadState(state, nodes),
+        RestoreRam(ram, tries=2, tracker=wishes.tracker),
+    ]
+    return [*steps, *([Audit(ram, state, nodes)] if wishes.audit else []), Enter(Phase.COMMITTED)]
+
+
+def _partial(
+    vm: Vm, snapshot: Snapshot, scratch: Snapshot, scope: Scope, wishes: Wishes, resume: bool
+) -> tuple[Step, ...]:
+    """Part of RAM, or devices alone: the state as it is now is kept as a scratch snapshot without disks, the asked part
+    is put into it, and the VM goes back to that. So the vCPUs' state is loaded anew (emulated, QEMU would run code
+    that it translated from what was in RAM before), and every step may be repeated as those of a whole reset."""
+    steps: list[Step] = [PrepareSnapshot(scratch), Pause(vm.uuid), SaveState(scratch), CopyRam(scratch)]
+    if scope.ram or scope.ranges:
+        steps += [PatchRam(scratch, snapshot, scope.ranges)]
+    steps += [PublishSnapshot(scratch), Enter(Phase.TOUCHING)]
+    steps += partial_load(snapshot, scratch, scope, wishes)
+    steps += [Resume(vm.uuid)] if resume else []
+    return (*steps, DropSnapshot(scratch))
+
+
+def partial_load(snapshot: Snapshot, scratch: Snapshot, scope: Scope, wishes: Wishes) -> list[Step]:
+    """What of a partial reset must be repeated if it was interrupted."""
+    return _load(scratch, snapshot if scope.devices else scratch, (), wishes)
+
+
+def disks_back(vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes) -> tuple[Step, ...]:
+    """Disks that the guest has released: each is made ready beside the one in use, then they change places."""
+    if not scope.disks:
+        return ()
+    targets = [(found.target, p.range) for p in scope.disks if not isinstance(found := disk_of(vm, p.disk), Refusal)]
+    steps: list[Step] = [RunInGuest(vm.uuid, argv, required=True) for argv in wishes.hooks.before]
+    steps += [PrepareDisk(snapshot, target, part) for target, part in targets]
+    steps += [Enter(Phase.TOUCHING), *(RestoreDisk(snapshot, target, part) for target, part in targets)]
+    steps += [Enter(Phase.COMMITTED), *(RunInGuest(vm.uuid, argv) for argv in wishes.hooks.after)]
+    return (*steps, *(ReadyDisk(snapshot, target) for target, part in targets if part is None))
+
+
+def around(vm: Vm, scope: Scope) -> tuple[Step, ...]:
+    """The parts that need no snapshot: the network path, and the guest's page cache."""
+    steps: list[Step] = []
+    if scope.net:
+        steps += [DropQueues(vm.uuid), ForgetFlows(vm.uuid)]
+        steps += [SetNicLimit(vm.uuid, vm.allocation.nic(n.mac), rebuild=True) for n in vm.nics if n.tap]
+    return (*steps, *([DropCaches(vm.uuid)] if scope.cache else []))
+
+
+def needs_scratch(scope: Scope) -> bool:
+    return bool(scope.ram != scope.devices or scope.ranges)
 
 
 def plan_drop(vm_name: str, snapshot: Snapshot) -> Plan:

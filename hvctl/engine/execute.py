@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from hvctl.engine.faults import Faults
-from hvctl.engine.hands import ADVISORY, apply
+from hvctl.engine.hands import apply
 from hvctl.engine.lock import VmLock
+from hvctl.engine.snapshothands import ADVISORY
 from hvctl.errors import BusyError, DeadlineError, HvctlError, UnreachableError
 from hvctl.model.operation import Kind, Phase, StepRecord
-from hvctl.model.plan import Enter, LoadState, Plan, SetRecord, Step, step_detail, step_name
+from hvctl.model.plan import Audit, Destroy, Enter, LoadState, Pause, Plan, Resume, SetRecord, Start, Step
+from hvctl.model.snapshot import Snapshot
+from hvctl.model.stepwords import step_detail, step_name
+from hvctl.model.vm import Vm
 from hvctl.ports import Host
 
 Progress = Callable[[str], None]
@@ -52,7 +57,9 @@ class StepError(Exception):
 class Execution:
     """One run of a plan's steps: what went, how long it took, and how to take it back.
 
-    kept_memory: bytes that the guest stopped at when a partial result is kept; then that is what is promised."""
+    vm: as observed when the operation began. kept_memory: bytes that the guest stopped at when a partial result is
+    kept; then that is what is promised. bound: see Applied. mended: what was wrong and is right again. stopped and
+    continued: when the guest was paused first and went on last, in seconds of the monotonic clock."""
 
     host: Host
     lock: VmLock
@@ -61,11 +68,16 @@ class Execution:
     operation: int
     kind: Kind
     progress: Progress
+    vm: Vm | None = None
     recovering: bool = False
     phase: Phase = Phase.BEGUN
     records: list[StepRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     kept_memory: int | None = None
+    mended: list[str] = field(default_factory=list)
+    stopped: float | None = None
+    continued: float | None = None
+    bound: Snapshot | None = None
     _inverses: list[Step] = field(default_factory=list)
 
     def run(self, plan: Plan | Sequence[Step]) -> None:
@@ -98,23 +110,46 @@ class Execution:
     def _one(self, step: Step) -> None:
         if isinstance(step, SetRecord) and step.record and self.kept_memory is not None:
             step = replace(step, record=step.record.with_memory(self.kept_memory))
+        step = self._bound(step)
         name = step_name(step)
         self.progress(f"{name.replace('_', ' ')} {step_detail(step)}".rstrip())
         began = time.monotonic()
         try:
             self.faults.point(self._kind, name, "before")
-            applied = apply(self.host, step, self.margin)
+            applied = apply(self.host, step, self.margin, self.vm)
             if applied.inverse is not None:
                 self._inverses.append(applied.inverse)
             if applied.facts.get("partial") and not self.recovering:
                 self.kept_memory = applied.facts["reached"]
             if applied.warning:
                 self.warnings.append(applied.warning)
+            if applied.mended:
+                self.mended.append(applied.mended)
+            self.bound = applied.bound or self.bound
+            self._seen_anew(step)
+            if isinstance(step, Pause):
+                self.stopped = applied.stopped
+            elif isinstance(step, Resume):
+                self.continued = time.monotonic()
             self._record(step, began, "done", applied.facts)
             self.faults.point(self._kind, name, "after")
         except STEP_ERRORS as e:
             self._record(step, began, f"failed: {e}", {})
             raise
+
+    def _bound(self, step: Step) -> Step:
+        """The step with the snapshot as it is since its process is known."""
+        bound = self.bound
+        if bound is None:
+            return step
+        named = [f.name for f in fields(step) if isinstance(s := getattr(step, f.name), Snapshot) and s.id == bound.id]
+        known: dict[str, Any] = dict.fromkeys(named, bound)
+        return replace(step, **known) if known else step
+
+    def _seen_anew(self, step: Step) -> None:
+        """What was observed at first is of another process."""
+        if isinstance(step, Start | Destroy):
+            self.vm = None
 
     def _record(self, step: Step, began: float, outcome: str, facts: dict[str, object]) -> None:
         seconds = time.monotonic() - began
@@ -123,7 +158,10 @@ class Execution:
     def _failed(self, step: Step, cause: Exception) -> StepError:
         error = StepError(step, cause)
         # A load that failed has left a dead machine; anything else of a reset may be done again from the start.
-        if isinstance(step, LoadState) and not isinstance(cause, UNKNOWN):
+        if self.kind is Kind.RESET and isinstance(step, LoadState | Audit) and not isinstance(cause, UNKNOWN):
+            error.torn = True
+        elif self.recovering and self._irreversible and not isinstance(cause, UNKNOWN):
+            # Repeating a reset is the recovery of it: where that surely fails, nothing else is left to try.
             error.torn = True
         elif isinstance(cause, UNKNOWN) or self.phase is Phase.COMMITTED or self._irreversible:
             error.unknown = True
@@ -148,7 +186,8 @@ class Execution:
             self.progress(f"undo: {name.replace('_', ' ')} {step_detail(inverse)}".rstrip())
             try:
                 self.faults.point(f"undo-{self._kind}", name, "before")
-                apply(self.host, inverse, self.margin)
+                apply(self.host, inverse, self.margin, self.vm)
+                self._seen_anew(inverse)
                 self._record(inverse, began, "undone", {})
                 self.faults.point(f"undo-{self._kind}", name, "after")
             except STEP_ERRORS as e:

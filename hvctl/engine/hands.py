@@ -5,38 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, assert_never
+from typing import assert_never
 
 from hvctl.adapters import agent as guest
 from hvctl.decide.allocate import memory_floor
+from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
+from hvctl.engine.archivehands import archive_hand
 from hvctl.engine.observe import observe
-from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.engine.snapshothands import snapshot_hand
+from hvctl.errors import BusyError, DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model import plan as p
 from hvctl.model.allocation import NicLimit
 from hvctl.model.vm import State, Vm
 from hvctl.ports import Host
 from hvctl.units import format_size
 
-AGENT_SECONDS = 5.0
 ONLINE_SECONDS = 10.0
 POLL_SECONDS = 0.1
-T = TypeVar("T")
-ADVISORY = (p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon)
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What a step did: its inverse (None: nothing to undo), what the operator should know, facts for the journal."""
-
-    inverse: p.Step | None = None
-    warning: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def apply(host: Host, step: p.Step, margin: int) -> Applied:
-    """Make one step real on a host. margin: bytes that a guest keeps above what it uses."""
+def apply(host: Host, step: p.Step, margin: int, seen: Vm | None = None) -> Applied:
+    """Make one step real on a host. margin: bytes that a guest keeps above what it uses. seen: the VM as the operation
+    observed it, for steps that go on with its process."""
     match step:
         case p.Enter():
             return Applied()
@@ -60,10 +50,13 @@ def apply(host: Host, step: p.Step, margin: int) -> Applied:
             before = host.domains.xml(uuid)
             host.domains.redefine(uuid, xml)
             return Applied(p.Redefine(uuid, before))
-        case p.Start(uuid):
-            if host.domains.get(uuid).state.active:
-                return Applied()
-            host.domains.start(uuid)
+        case p.Start(uuid, paused):
+            if (vm := host.domains.get(uuid)).state.active:
+                if not paused:
+                    return Applied()
+                # Nobody can say what that one ran with: recovery looks.
+                raise BusyError(f"somebody else started {vm.name} meanwhile.", f"hvctl vm show {vm.name}")
+            host.domains.start(uuid, paused=paused)
             return Applied(p.Destroy(uuid))
         case p.Shutdown(uuid, seconds):
             return _shutdown(host, uuid, seconds)
@@ -80,7 +73,7 @@ def apply(host: Host, step: p.Step, margin: int) -> Applied:
             host.domains.set_record(uuid, record)
             return Applied(p.SetRecord(uuid, old))
         case _:
-            return _snapshot(host, step)
+            return archive_hand(host, step, seen) or snapshot_hand(host, step, margin, seen)
 
 
 def _shutdown(host: Host, uuid: str, seconds: float) -> Applied:
@@ -129,11 +122,6 @@ def _tap(vm: Vm, limit: NicLimit) -> str:
     if tap is None:
         raise NotFoundError(f"{vm.name} has no tap for NIC {limit.mac} now.", f"hvctl vm show {vm.name}")
     return tap
-
-
-def agent_call(host: Host, uuid: str) -> guest.Call:
-    """The guest agent of one VM as adapters/agent.py wants it."""
-    return lambda command, arguments, seconds: host.domains.agent(uuid, command, arguments, seconds)
 
 
 def _set_vcpus(host: Host, vm: Vm, count: int) -> Applied:
@@ -231,72 +219,3 @@ def _set_memory(host: Host, vm: Vm, step: p.SetMemory, margin: int) -> Applied:
         f"the guest's balloon stopped at {format_size(reached)} on the way to {format_size(step.target)}.",
         "--best-effort keeps what can be had",
     )
-
-
-def _snapshot(host: Host, step: p.Step) -> Applied:
-    machine = host.machine
-    match step:
-        case p.Pause(uuid):
-            if host.domains.get(uuid).state is State.PAUSED:
-                return Applied()
-            host.domains.pause(uuid)
-            return Applied(p.Resume(uuid))
-        case p.Resume(uuid):
-            host.domains.resume(uuid)
-            return Applied()
-        case p.PrepareSnapshot(snapshot):
-            machine.prepare(_vm(host, snapshot.vm_uuid), snapshot)
-            return Applied(p.DropSnapshot(snapshot))
-        case p.SaveState(snapshot):
-            machine.save_state(_vm(host, snapshot.vm_uuid), snapshot)
-            return Applied()
-        case p.CopyRam(snapshot):
-            return Applied(facts={"bytes": machine.copy_ram(_vm(host, snapshot.vm_uuid), snapshot)})
-        case p.PublishSnapshot(snapshot):
-            machine.publish(snapshot)
-            return Applied()
-        case p.DropSnapshot(snapshot):
-            vm = _vm_or_none(host, snapshot.vm_uuid)
-            machine.drop(vm if vm and vm.state.active else None, snapshot)
-            return Applied()
-        case p.RestoreRam(snapshot):
-            return Applied(facts={"bytes": machine.restore_ram(_vm(host, snapshot.vm_uuid), snapshot)})
-        case p.LoadState(snapshot):
-            machine.load_state(_vm(host, snapshot.vm_uuid), snapshot)
-            return Applied()
-        case p.RestoreBalloon(snapshot):
-            machine.restore_balloon(_vm(host, snapshot.vm_uuid), snapshot)
-            return Applied()
-        case p.AwaitAgent(uuid, seconds):
-            guest.wait(agent_call(host, uuid), seconds)
-            return Applied()
-        case p.SetClock(uuid):
-            _with_agent(host, uuid, lambda call: guest.set_time(call, AGENT_SECONDS))
-            return Applied()
-        case p.Reseed(uuid):
-            if not _with_agent(host, uuid, lambda call: guest.reseed(call, AGENT_SECONDS)):
-                raise GuestError("the guest has no reseed hook: uniqueness is not guaranteed.")
-            return Applied()
-        case _:
-            raise AssertionError(f"no hand for {step!r}")
-
-
-def _with_agent(host: Host, uuid: str, ask: Callable[[guest.Call], T]) -> T:
-    """Ask the agent, a second time if its channel went away: libvirt drops it once more some time after a reset."""
-    call = agent_call(host, uuid)
-    try:
-        return ask(call)
-    except UnreachableError:
-        guest.wait(call, AGENT_SECONDS)
-        return ask(call)
-
-
-def _vm(host: Host, uuid: str) -> Vm:
-    return host.domains.get(uuid)
-
-
-def _vm_or_none(host: Host, uuid: str) -> Vm | None:
-    try:
-        return host.domains.get(uuid)
-    except NotFoundError:
-        return None

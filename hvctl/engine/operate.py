@@ -7,7 +7,7 @@ import contextlib
 import getpass
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from hvctl.errors import BusyError, HvctlError, NotFoundError, NotUndoneError, R
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
-from hvctl.model.plan import Enter, Plan, Refusal, step_detail, step_name
+from hvctl.model.plan import Enter, Plan, Refusal
+from hvctl.model.stepwords import step_detail, step_name
 from hvctl.model.vm import Vm
 from hvctl.ports import Host
 from hvctl.settings import Settings
@@ -68,9 +69,10 @@ class Engine:
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
         """What change() would do now: the same decision and the same admission, no effect."""
-        vm = self._observed(ref) if ref else None
-        decision = _decided(decide(vm))
-        check = self._admission(vm.uuid if vm else "", decision.wanted)
+        with self._released():
+            vm = self._observed(ref) if ref else None
+            decision = _decided(decide(vm))
+        check = self._admission(vm, decision.wanted, vm.uuid if vm else "")
         if check:
             check(self.store.ledger(self.facts.name))
         return self._outcome(kind, vm.uuid if vm else "", name if vm is None else vm.name, None, decision)
@@ -82,8 +84,9 @@ class Engine:
         if known := self._known(key):
             return self._replayed(kind, known)
         self.sweep()
-        uuid = ref if new else self.host.domains.get(ref).uuid
-        with vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
+        began = time.monotonic()
+        uuid = ref if new else self.host.domains.uuid(ref)
+        with self._released(), vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
             recover_vm(self, lock, uuid)
             if known := self._known(key):
                 return self._replayed(kind, known)
@@ -99,7 +102,7 @@ class Engine:
             if not decision.plan.steps:
                 return self._outcome(kind, uuid, name, OpState.DONE, decision)
             self._refuse_quarantined(kind, uuid, vm)
-            return self._run(lock, kind, uuid, name, request, decision, key)
+            return self._run(lock, kind, uuid, name, request, decision, key, began)
 
     def _run(
         self,
@@ -110,6 +113,7 @@ class Engine:
         request: dict[str, Any],
         decision: Decision,
         key: str | None,
+        began: float,
     ) -> Outcome:
         operation = self.store.open_operation(
             vm_uuid=uuid,
@@ -121,16 +125,16 @@ class Engine:
             who=self.who,
             boot_id=self.facts.boot_id,
             key=key,
-            admit=self._admission(uuid, decision.wanted),
+            admit=self._admission(decision.before.vm, decision.wanted, uuid),
             held=decision.wanted,
         )
         if key and (operation.state is not OpState.OPEN or operation.vm_uuid != uuid):
             return self._replayed(kind, self._known(key) or operation)
-        began = time.monotonic()
         self.faults.point(kind.value, "row", "after")
         lock.mark(operation.id, Phase.BEGUN)
         self.faults.point(kind.value, "begun", "after")
-        run = Execution(self.host, lock, self.faults, self.settings.memory_margin, operation.id, kind, self.progress)
+        margin = self.settings.memory_margin
+        run = Execution(self.host, lock, self.faults, margin, operation.id, kind, self.progress, vm=decision.before.vm)
         try:
             run.run(decision.plan)
         except StepError as e:
@@ -139,10 +143,12 @@ class Engine:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}
             decision = replace(decision, goal=goal, result=result)
+        decision = replace(decision, result=decision.result | _learned(run, began))
         outcome = self._outcome(kind, uuid, name, OpState.DONE, decision, operation.id, run, time.monotonic() - began)
         self.store.close_operation(
             operation.id,
-            OpState.DONE,
+            OpState.FAILED if run.mended else OpState.DONE,
+            reason=" ".join(run.mended) or None,
             result={**outcome.result, "warnings": list(outcome.warnings)},
             steps=run.records,
             promise=_promise(uuid, name, decision),
@@ -150,6 +156,11 @@ class Engine:
         )
         self.faults.point(kind.value, "closed", "after")
         lock.clear()
+        if run.mended:
+            raise HvctlError(
+                f"{decision.plan.goal} is done, but not as it should be: {' '.join(run.mended)}",
+                f"hvctl operation show {operation.id}",
+            )
         return outcome
 
     def _failed(self, lock: VmLock, operation: Operation, run: Execution, error: StepError) -> None:
@@ -191,7 +202,7 @@ class Engine:
         ended = []
         for operation in self.store.open_operations(self.facts.name):
             try:
-                with vm_lock(self.settings.locks_dir, operation.vm_uuid, 0) as lock:
+                with self._released(), vm_lock(self.settings.locks_dir, operation.vm_uuid, 0) as lock:
                     closed = recover_vm(self, lock, operation.vm_uuid)
             except BusyError:
                 continue
@@ -202,11 +213,24 @@ class Engine:
                 ended.append(closed)
         return ended
 
-    def _admission(self, uuid: str, want: Resources | None) -> Callable[[Ledger], None] | None:
+    @contextlib.contextmanager
+    def _released(self) -> Iterator[None]:
+        """Whatever becomes of an operation, its QEMU process is let go."""
+        try:
+            yield
+        finally:
+            self.host.machine.release()
+
+    def _admission(self, vm: Vm | None, want: Resources | None, uuid: str) -> Callable[[Ledger], None] | None:
         """The check that opening the row makes; what is observed is read before, so that nothing slow happens under
-        the host's lock."""
+        the host's lock. Nobody else is looked at for a VM that runs and asks for no more than it was promised: that is
+        never refused, and its promise changes only under its own lock."""
         if want is None:
             return None
+        if vm is not None and vm.state.active:
+            own = self.store.promise_of(self.facts.name, uuid)
+            if own is not None and own.holds and own.resources.largest(want) == own.resources:
+                return None
         observed = observe_all(self.host)
         capacity = capacity_of(self.facts, self.settings)
 
@@ -312,6 +336,35 @@ class Engine:
             seconds,
             decision.result,
         )
+
+
+def _learned(run: Execution, began: float) -> dict[str, Any]:
+    """What only the steps could tell, in one place. paused is seconds that the guest did not run, continued_after from
+    the call until it went on, first_life from there to its answer; bytes and tracker are those of the RAM written."""
+    facts = {r.name: r.facts for r in run.records if r.facts}
+    found: dict[str, Any] = {}
+    if run.stopped is not None and run.continued is not None:
+        found |= {"paused": run.continued - run.stopped, "continued_after": run.continued - began}
+    if "life" in facts.get("await_life", {}):
+        found["first_life"] = facts["await_life"]["life"]
+    passes = [r.facts for r in run.records if r.name == "restore_ram" and r.outcome == "done"]
+    if passes:
+        reseeded = facts.get("await_life", {}).get("reseeded") or any(
+            r.name == "reseed" and r.outcome == "done" for r in run.records
+        )
+        found |= {
+            "pages": sum(p["pages"] for p in passes),
+            "bytes": sum(p["bytes"] for p in passes),
+            "tracker": passes[0]["by"],
+            "uniqueness": "reseeded" if reseeded else "not guaranteed",
+        }
+    if "audit" in facts:
+        found["missed"] = facts["audit"]["missed"]
+    if "write_archive" in facts:
+        found |= facts["write_archive"]
+    if "bind_snapshot" in facts:
+        found |= facts["bind_snapshot"]
+    return found
 
 
 def _user() -> str:

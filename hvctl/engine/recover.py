@@ -36,9 +36,12 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
     now = _now(engine, uuid)
     active = now is not None and now.state.active and operation.kind is Kind.RESET
     binding = engine.host.machine.binding(now) if active and now else None
-    snapshots = tuple(engine.host.machine.snapshots(uuid))
+    snapshots = tuple(reversed(engine.host.machine.snapshots(uuid, hidden=True)))
     phase = _phase(lock, operation, now)
-    end = answer(operation, phase, before, now, binding, snapshots)
+    kept = bool(before.load) and engine.host.storage.kept_disks(uuid) == before.load
+    saving = before.snapshot if operation.kind is Kind.SNAPSHOT_SAVE else None
+    archived = saving is not None and engine.host.archives.published(saving, before.archive)
+    end = answer(operation, phase, before, now, binding, snapshots, kept=kept, archived=archived)
     run = Execution(
         engine.host,
         lock,
@@ -47,6 +50,7 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
         operation.id,
         operation.kind,
         engine.progress,
+        vm=now,
         recovering=True,
         phase=phase,
     )

@@ -23,6 +23,7 @@ def open_host(settings: Settings) -> Host:
             f"{settings.uri!r} is not a local QEMU hypervisor: hvctl shapes and resets VMs on their own host.",
             "run hvctl there, with qemu:///system",
         )
+    from hvctl.adapters.archives import LocalArchives
     from hvctl.adapters.libvirt import LibvirtDomains
     from hvctl.adapters.machine import QemuMachine
     from hvctl.adapters.storage import FolderStorage
@@ -30,7 +31,13 @@ def open_host(settings: Settings) -> Host:
 
     domains = LibvirtDomains(settings)
     facts = domains.facts()
-    return Host(domains, TrafficControl(), FolderStorage(settings, facts), QemuMachine(settings, facts))
+    return Host(
+        domains,
+        TrafficControl(),
+        FolderStorage(settings, facts),
+        QemuMachine(settings, facts, domains.document),
+        LocalArchives(settings, facts),
+    )
 
 
 @contextmanager
@@ -44,4 +51,5 @@ def open_engine(settings: Settings, progress: Progress = lambda _: None) -> Iter
             store.migrate()
             yield Engine(settings, host, store, progress)
     finally:
+        host.machine.close()
         host.domains.close()

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from hvctl.model.allocation import Allocation, Record
+from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
 
@@ -21,6 +22,8 @@ class Kind(StrEnum):
     ALLOCATE = "allocate"
     SNAPSHOT_TAKE = "snapshot-take"
     SNAPSHOT_DELETE = "snapshot-delete"
+    SNAPSHOT_SAVE = "snapshot-save"
+    SNAPSHOT_LOAD = "snapshot-load"
     RESET = "reset"
 
 
@@ -46,7 +49,8 @@ class Before:
 
     vm is None for a VM that did not exist. xml is the definition before an adoption. wanted is the allocation that an
     allocate works towards; goal is what is promised when the operation succeeds, and holds whether it then counts
-    against the host."""
+    against the host. scope, wishes and scratch are those of a reset; archive is the folder of a saved
+    snapshot, and load names what a load keeps of the disks before."""
 
     vm: Vm | None = None
     goal: Record | None = None
@@ -55,6 +59,11 @@ class Before:
     was_running: bool = False
     holds: bool = False
     wanted: Allocation | None = None
+    scope: Scope = WHOLE
+    wishes: Wishes = AS_USUAL
+    scratch: Snapshot | None = None
+    archive: str = ""
+    load: str = ""
 
 
 @dataclass(frozen=True, slots=True)

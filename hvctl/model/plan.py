@@ -3,14 +3,14 @@ compared by tests. What a step does stands in engine/hands.py; its inverse comes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
+from hvctl.model.archivesteps import ArchiveStep
 from hvctl.model.operation import Phase
-from hvctl.model.snapshot import Snapshot
+from hvctl.model.snapshot import Range, Snapshot
+from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import VmSpec
-from hvctl.units import format_rate, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,10 @@ class Redefine:
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """paused: the guest's first instruction waits for Resume."""
+
     uuid: str
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,11 @@ class SetDiskLimit:
 
 @dataclass(frozen=True, slots=True)
 class SetNicLimit:
+    """rebuild: with new, full buckets, whatever is in force."""
+
     uuid: str
     limit: NicLimit
+    rebuild: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +148,28 @@ class SetRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
+    """toward: the snapshot that the guest goes back to, for which all is made ready before it is stopped."""
+
     uuid: str
+    toward: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
+    """Let the guest go on. greet: after a reset, with fresh entropy and the question for its first sign of life;
+    clock: and with the time."""
+
     uuid: str
+    greet: bool = False
+    clock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitLife:
+    """Wait for the guest's answer to the greeting."""
+
+    uuid: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +177,12 @@ class PrepareSnapshot:
     """Make the snapshot's folder and its node for device state, while the guest runs."""
 
     snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTracker:
+    uuid: str
+    tracker: TrackerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +194,19 @@ class SaveState:
 
 @dataclass(frozen=True, slots=True)
 class CopyRam:
+    """live: before the pause, all that is to be stored; then, under it, only what was written meanwhile."""
+
     snapshot: Snapshot
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRam:
+    """Put ranges of another snapshot's RAM (none: all of it) into the copy that the scratch snapshot has."""
+
+    scratch: Snapshot
+    source: Snapshot
+    ranges: tuple[Range, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +228,48 @@ class RestoreRam:
 
     snapshot: Snapshot
     tries: int = 1
+    tracker: TrackerKind = TrackerKind.AUTO
 
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
+    """nodes: the disks that go back too; None means all of the snapshot's."""
+
     snapshot: Snapshot
+    nodes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Compare all RAM with the snapshot; if the tracker missed something, do the reset again by comparing."""
+
+    snapshot: Snapshot
+    state: Snapshot
+    nodes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareDisk:
+    """Make the disk's image of the snapshot beside the one in use; nothing of the guest is touched."""
+
+    snapshot: Snapshot
+    target: str
+    range: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreDisk:
+    snapshot: Snapshot
+    target: str
+    range: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyDisk:
+    """After a reset of the disk: make its next one ready, which takes the time that the disk is in use."""
+
+    snapshot: Snapshot
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +277,27 @@ class RestoreBalloon:
     """Ask for the balloon target of the snapshot, so that guest and host agree again."""
 
     snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class DropQueues:
+    """Packets that wait on the host for the guest are of a time that the guest has not seen."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetFlows:
+    """Delete the host's conntrack entries of the guest."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropCaches:
+    """Have the guest drop its page cache, take the freed memory back, and give the allocation again."""
+
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +318,24 @@ class Reseed:
     uuid: str
 
 
+@dataclass(frozen=True, slots=True)
+class RunInGuest:
+    """A hook: a program in the guest, through its agent. required: the operation fails with it."""
+
+    uuid: str
+    argv: tuple[str, ...]
+    seconds: float = 30.0
+    required: bool = False
+
+
 Step = (
     Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
-    | Pause | Resume | PrepareSnapshot | SaveState | CopyRam | PublishSnapshot | DropSnapshot
-    | RestoreRam | LoadState | RestoreBalloon | AwaitAgent | SetClock | Reseed
+    | Pause | Resume | AwaitLife | PrepareSnapshot | ArmTracker | SaveState | CopyRam | PatchRam | PublishSnapshot
+    | DropSnapshot | RestoreRam | LoadState | Audit | PrepareDisk | RestoreDisk | ReadyDisk
+    | RestoreBalloon
+    | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
+    | ArchiveStep
 )  # fmt: skip
 
 
@@ -247,45 +358,3 @@ class Refusal:
 
     message: str
     hint: str | None = None
-
-
-def step_name(step: Step) -> str:
-    """The step's name in journals and fault points: SetVcpus is set_vcpus."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(step).__name__).lstrip("_")
-
-
-def step_detail(step: Step) -> str:
-    """The step's arguments in one line for people: names instead of whole documents, sizes and rates with units."""
-    return " ".join(text for f in fields(step) if (text := _shown(f.name, getattr(step, f.name))))
-
-
-def _shown(name: str, value: Any) -> str:
-    match value:
-        case NicLimit():
-            return f"{value.mac} in {format_rate(value.inbound)} out {format_rate(value.outbound)}"
-        case DiskLimit():
-            given = ((f.name, getattr(value, f.name)) for f in fields(value) if f.name != "target")
-            limits = " ".join(f"{n} {v}" for n, v in given if v is not None)
-            return f"{value.target} {limits or 'no limit'}"
-        case Snapshot() | VmSpec():
-            return value.name
-        case Record():
-            return f"{value.allocation.vcpus} vCPUs {format_size(value.allocation.memory)}"
-        case bool():
-            return name.replace("_", " ") if value else ""
-    match name:
-        case "uuid":
-            return ""
-        case "xml":
-            return f"{len(value)} characters"
-        case "target":
-            return format_size(value)
-        case "tries":
-            return f"pass {value}"
-        case "seconds":
-            return f"at most {value:g} s"
-        case "percent":
-            return "no quota" if value is None else f"{value}%"
-        case "weight":
-            return "default" if value is None else str(value)
-    return str(value)

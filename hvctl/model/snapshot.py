@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hvctl.model.vm import Process
+from hvctl.model.vm import Process, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,28 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes from start up to, not including, end: of guest-physical memory or of a disk."""
+
+    start: int
+    end: int
+
+    def holds(self, other: Range) -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One snapshot as its manifest tells. tag is the name of the internal snapshots in the overlays; nodes are the
-    QEMU block nodes of the writable disks; ram_size and balloon are bytes; stored is what it takes on the host."""
+    """One snapshot as its manifest tells.
+
+    tag is the name of the internal snapshots in the overlays; targets are the writable disks (vda…) with QEMU's block
+    node of each;
+    regions are the pieces of guest RAM in the order of the pages of its layer; balloon is bytes; stored is what it
+    takes on the host. parent is the snapshot whose RAM this one's layer only differs from. owned are ranges of memory
+    that an application in the guest declared its own; mounted are the disks that the guest said were in use (None: it
+    was not asked or did not answer); agent tells whether the guest agent was there. hidden: deleted, and kept only
+    because another one still builds on its pages.
+    """
 
     id: str
     name: str
@@ -30,11 +49,23 @@ class Snapshot:
     created_at: str
     binding: Binding
     tag: str
-    nodes: tuple[str, ...]
+    targets: dict[str, str]
     vmstate_node: str
     folder: str
-    ram_path: str
-    ram_size: int
+    regions: tuple[Region, ...]
     balloon: int
     vcpus: int
     stored: int
+    parent: str | None = None
+    owned: tuple[Range, ...] = ()
+    mounted: tuple[str, ...] | None = None
+    agent: bool = True
+    hidden: bool = False
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(sorted(self.targets.values()))
+
+    @property
+    def ram_size(self) -> int:
+        return sum(r.size for r in self.regions)

@@ -84,6 +84,15 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """One piece of guest RAM: the file that a memory backend of QEMU maps shared; name is the backend's id."""
+
+    name: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """target is vda…, name the disk's serial where it has one, path the active image on the host."""
 
@@ -126,8 +135,9 @@ class Balloon:
 class Vm:
     """A VM as observed. allocation is what is in force; record is what hvctl promised (None: never touched by hvctl).
 
-    missing lists what the domain lacks for warm resets; empty means ready. guest_vcpus is None when the agent
-    was not asked or did not answer.
+    ram are the files of guest RAM of a running VM, empty where they cannot be seen. missing lists what the domain lacks
+    for warm resets; empty means ready. has_agent tells of a channel for the guest agent, agent_connected whether the
+    guest has it open, as libvirt last heard. monitor and pulse are paths as in VmSpec, None where there is none.
     """
 
     uuid: str
@@ -146,9 +156,10 @@ class Vm:
     missing: tuple[str, ...] = ()
     monitor: str | None = None
     pulse: str | None = None
-    ram_path: str | None = None
+    ram: tuple[Region, ...] = ()
     has_balloon: bool = True
     has_agent: bool = True
+    agent_connected: bool = True
 
     @property
     def protected(self) -> bool:

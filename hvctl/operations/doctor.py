@@ -134,5 +134,5 @@ def _cleared(uuid: str, name: str, vm: Vm | None) -> Decision | Refusal:
 
 def _dropped(engine: Engine, uuid: str, name: str, vm: Vm | None) -> Decision | Refusal:
     process = vm.process if vm else None
-    stale = [s for s in engine.host.machine.snapshots(uuid) if s.binding.process != process]
+    stale = [s for s in reversed(engine.host.machine.snapshots(uuid, hidden=True)) if s.binding.process != process]
     return Decision(Plan(f"drop stale snapshots of {name}", tuple(DropSnapshot(s) for s in stale)), Before(vm=vm))

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import re
 import uuid as uuids
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import median
+from typing import Any
 
 from hvctl import codec
-from hvctl.decide.reset import after_reset, plan_drop, plan_reset, plan_take, refuse_unready
+from hvctl.adapters import guestdisk
+from hvctl.decide.reset import (
+    after_reset,
+    around,
+    needs_scratch,
+    parent_of,
+    part_names,
+    plan_drop,
+    plan_reset,
+    plan_take,
+    refuse_unready,
+)
+from hvctl.engine.applied import agent_call
 from hvctl.engine.operate import Decision, Engine
-from hvctl.errors import NotFoundError, UsageError
-from hvctl.model.operation import Before, Kind, Outcome
-from hvctl.model.plan import Refusal
-from hvctl.model.snapshot import Snapshot
+from hvctl.errors import HvctlError, NotFoundError, UsageError
+from hvctl.model.operation import Before, Kind, OpState, Outcome
+from hvctl.model.plan import Plan, Refusal
+from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
+from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State, Vm
+from hvctl.ports import Host
 
+AGENT_SECONDS = 2.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def take(
-    engine: Engine, ref: str, name: str | None = None, *, dry_run: bool = False, key: str | None = None
+    engine: Engine,
+    ref: str,
+    name: str | None = None,
+    *,
+    owned: Sequence[Range] = (),
+    tracker: TrackerKind = TrackerKind.AUTO,
+    dry_run: bool = False,
+    key: str | None = None,
 ) -> Outcome:
-    """Take a snapshot of RAM, devices and all writable disks; the name defaults to the time."""
+    """Take a snapshot of RAM, devices and all writable disks; the name defaults to the time. owned are guest-physical
+    ranges that an application in the guest declares its own."""
     if name is not None and not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a name for a snapshot.", "use letters, digits and . _ -, at most 63")
     moment = datetime.now(UTC)
@@ -34,20 +62,28 @@ def take(
         if refused:
             return refused
         machine = engine.host.machine
-        snapshot = _new_snapshot(engine, vm, chosen, moment)
+        taken, tracking = tuple(machine.snapshots(vm.uuid)), machine.tracking(vm)
+        binding = machine.binding(vm)
+        parent = parent_of(tracking, taken, binding)
+        snapshot = _new_snapshot(engine, vm, chosen, moment, binding, parent)
+        in_use = disks_in_use(engine.host, vm)
+        mounted = None if in_use is None else tuple(sorted(in_use))
+        snapshot = replace(snapshot, owned=tuple(owned), mounted=mounted, agent=in_use is not None)
         need, free = machine.room(vm)
-        plan = plan_take(vm, snapshot, need, free, tuple(machine.snapshots(vm.uuid)))
+        plan = plan_take(vm, snapshot, need, free, taken, tracking, tracker)
         if isinstance(plan, Refusal):
             return plan
         before = Before(vm=vm, snapshot=snapshot, was_running=vm.state is State.RUNNING)
-        return Decision(plan, before, result={"snapshot": chosen, "id": snapshot.id})
+        return Decision(plan, before, result={"snapshot": chosen, "id": snapshot.id, "parent": parent})
 
     if dry_run:
         return engine.preview(Kind.SNAPSHOT_TAKE, ref, ref, decide)
     return engine.change(Kind.SNAPSHOT_TAKE, ref, {"name": name}, decide, key=key)
 
 
-def _new_snapshot(engine: Engine, vm: Vm, name: str, moment: datetime) -> Snapshot:
+def _new_snapshot(
+    engine: Engine, vm: Vm, name: str, moment: datetime, binding: Binding, parent: str | None
+) -> Snapshot:
     identity = str(uuids.uuid4())
     folder = engine.settings.snapshots_dir / vm.uuid / identity
     return Snapshot(
@@ -55,17 +91,38 @@ def _new_snapshot(engine: Engine, vm: Vm, name: str, moment: datetime) -> Snapsh
         name=name,
         vm_uuid=vm.uuid,
         created_at=moment.isoformat().replace("+00:00", "Z"),
-        binding=engine.host.machine.binding(vm),
+        binding=binding,
         tag=f"hvctl-{identity}",
-        nodes=engine.host.machine.nodes(vm),
+        targets=engine.host.machine.nodes(vm),
         vmstate_node=f"hvctl-{identity[:8]}",
         folder=str(folder),
-        ram_path=vm.ram_path or "",
-        ram_size=vm.max_memory,
+        regions=vm.ram,
         balloon=_balloon(vm),
         vcpus=vm.allocation.vcpus,
         stored=0,
+        parent=parent,
     )
+
+
+def _scratch(engine: Engine, vm: Vm, binding: Binding) -> Snapshot:
+    """The state as it is now, for as long as a partial reset needs it: hidden, and without disks."""
+    machine = engine.host.machine
+    parent = parent_of(machine.tracking(vm), tuple(machine.snapshots(vm.uuid)), binding)
+    snapshot = _new_snapshot(engine, vm, "scratch", datetime.now(UTC), binding, parent)
+    return replace(snapshot, targets={}, hidden=True)
+
+
+def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
+    """Targets of the disks that the guest says it uses; None if it does not say. Its word may only harm itself."""
+    if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
+        return None
+    try:
+        names = guestdisk.mounted(agent_call(host, vm.uuid), AGENT_SECONDS)
+    except HvctlError:
+        return None
+    if names is None:
+        return None
+    return frozenset(d.target for d in vm.disks if d.target in names or d.name in names)
 
 
 def _balloon(vm: Vm) -> int:
@@ -96,33 +153,89 @@ def delete(engine: Engine, ref: str, name: str, *, dry_run: bool = False, key: s
     return engine.change(Kind.SNAPSHOT_DELETE, ref, {"name": name}, decide, key=key)
 
 
-def reset(engine: Engine, ref: str, name: str, *, dry_run: bool = False, key: str | None = None) -> Outcome:
-    """Return the whole VM to a snapshot; the result says which process it still is, and what could not be assured."""
+def reset(
+    engine: Engine,
+    ref: str,
+    name: str | None,
+    scope: Scope = WHOLE,
+    wishes: Wishes = AS_USUAL,
+    *,
+    dry_run: bool = False,
+    key: str | None = None,
+) -> Outcome:
+    """Return a VM, or parts of it, to a snapshot; the result says which process it still is, how coherent it is, how
+    long each step took, and what could not be assured."""
+    if name is None and scope.needs_snapshot:
+        raise UsageError("a reset needs a snapshot to return to.", "--to NAME; `hvctl snapshot list VM` shows them")
 
     def decide(vm: Vm | None) -> Decision | Refusal:
         if vm is None:
             return Refusal(f"there is no VM {ref}.")
-        snapshot = find(engine, vm, name)
+        snapshot = find(engine, vm, name) if name is not None else None
         if vm.protected:
             return Refusal(
                 f"{vm.name} is protected: a reset throws its work away.", f"hvctl vm protect {vm.name} --off"
             )
+        if snapshot is None:
+            plan = Plan(f"reset {' and '.join(part_names(scope))} of {vm.name}", around(vm, scope))
+            return Decision(plan, Before(vm=vm, scope=scope), result={"scope": part_names(scope)})
         refused = refuse_unready(vm) if vm.reason != "io-error" else None
-        if refused:
-            return refused
-        plan = plan_reset(vm, snapshot, engine.host.machine.binding(vm))
-        if isinstance(plan, Refusal):
-            return plan
-        resumed = not (vm.state is State.PAUSED and vm.reason == "user")
-        goal = after_reset(vm, snapshot)
-        return Decision(
-            plan,
-            Before(vm=vm, goal=goal, snapshot=snapshot, was_running=resumed, holds=True),
-            goal=goal,
-            holds=True,
-            result={"snapshot": name, "warmth": "warm", "process": codec.dump(snapshot.binding.process)},
-        )
+        return refused or _decide_reset(engine, vm, snapshot, scope, wishes)
 
+    request = {"to": name, "scope": codec.dump(scope), "wishes": codec.dump(wishes)}
     if dry_run:
-        return engine.preview(Kind.RESET, ref, ref, decide)
-    return engine.change(Kind.RESET, ref, {"to": name}, decide, key=key)
+        outcome = engine.preview(Kind.RESET, ref, ref, decide)
+        return replace(outcome, result=outcome.result | {"expected": expected(engine, outcome.vm_uuid, request)})
+    return engine.change(Kind.RESET, ref, request, decide, key=key)
+
+
+def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes) -> Decision | Refusal:
+    machine = engine.host.machine
+    binding, tracking = machine.binding(vm), machine.tracking(vm)
+    every = engine.settings.audit_every
+    if wishes.audit is None:
+        due = every > 0 and tracking is not None and tracking.resets % every == every - 1
+        wishes = replace(wishes, audit=due)
+    scratch = _scratch(engine, vm, binding) if needs_scratch(scope) else None
+    in_use = disks_in_use(engine.host, vm) if scope.disks else None
+    answer = plan_reset(vm, snapshot, binding, scope, wishes, in_use, scratch)
+    if isinstance(answer, Refusal):
+        return answer
+    plan, coherence = answer
+    resumed = not (vm.state is State.PAUSED and vm.reason == "user")
+    whole = scope.ram and scope.devices
+    goal = after_reset(vm, snapshot) if whole else None
+    before = Before(
+        vm=vm,
+        goal=goal,
+        snapshot=snapshot,
+        was_running=resumed,
+        holds=whole,
+        scope=scope,
+        wishes=wishes,
+        scratch=scratch,
+    )
+    return Decision(
+        plan,
+        before,
+        goal=goal,
+        holds=whole,
+        result={
+            "snapshot": snapshot.name,
+            "warmth": "warm",
+            "coherence": coherence.value,
+            "scope": part_names(scope),
+            "process": codec.dump(snapshot.binding.process),
+        },
+    )
+
+
+def expected(engine: Engine, uuid: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What earlier resets of the same parts to the same snapshot took: medians, and of how many; empty without any."""
+    earlier = engine.store.operations(engine.facts.name, uuid, OpState.DONE, limit=100)
+    like = [o for o in earlier if o.kind is Kind.RESET and all(o.request.get(k) == request[k] for k in ("to", "scope"))]
+    paused = [o.result["paused"] for o in like if o.result and "paused" in o.result]
+    written = [o.result["bytes"] for o in like if o.result and "bytes" in o.result]
+    if not paused:
+        return {}
+    return {"resets": len(paused), "paused": median(paused), "bytes": int(median(written)) if written else None}

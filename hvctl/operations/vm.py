@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import uuid as uuids
@@ -11,18 +12,20 @@ from typing import Any
 
 from hvctl.adapters import agent as guest
 from hvctl.decide import life
-from hvctl.engine.hands import agent_call
+from hvctl.engine.applied import agent_call
 from hvctl.engine.observe import observe
 from hvctl.engine.operate import Decision, Engine
-from hvctl.errors import NotFoundError, RefusedError, UsageError
+from hvctl.errors import DeadlineError, NotFoundError, RefusedError, UsageError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.image import Image
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
+from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Accel, DiskSpec, NicSpec, State, Vm, VmSpec
 from hvctl.units import format_size
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+AGENT_GAP = 3.0
 DISKS = 20  # they share the slots of one PCI bus with everything else
 LABEL = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 
@@ -148,7 +151,7 @@ def start(engine: Engine, ref: str, *, dry_run: bool = False, key: str | None = 
 
     def decide(found: Vm | None) -> Decision | Refusal:
         vm = _present(found, ref)
-        plan = life.plan_start(vm, tuple(engine.host.machine.snapshots(vm.uuid)))
+        plan = life.plan_start(vm, _layers(engine, vm))
         if isinstance(plan, Refusal):
             return plan
         record = vm.record or Record(vm.allocation)
@@ -164,7 +167,7 @@ def stop(
         vm = _present(found, ref)
         if vm.protected:
             return life.protected(vm, "stop")
-        plan = life.plan_stop(vm, tuple(engine.host.machine.snapshots(vm.uuid)), force=force, seconds=seconds)
+        plan = life.plan_stop(vm, _layers(engine, vm), force=force, seconds=seconds)
         if isinstance(plan, Refusal):
             return plan
         record = vm.record or Record(vm.allocation)
@@ -176,7 +179,7 @@ def stop(
 def delete(engine: Engine, ref: str, *, force: bool, dry_run: bool = False, key: str | None = None) -> Outcome:
     def decide(found: Vm | None) -> Decision | Refusal:
         vm = _present(found, ref)
-        plan = life.plan_delete(vm, tuple(engine.host.machine.snapshots(vm.uuid)), force)
+        plan = life.plan_delete(vm, _layers(engine, vm), force)
         return plan if isinstance(plan, Refusal) else Decision(plan, Before(vm=vm), forget=True)
 
     return _run(engine, Kind.DELETE, ref, {}, decide, dry_run, key)
@@ -222,7 +225,13 @@ def run(engine: Engine, ref: str, argv: Sequence[str], stdin: bytes, seconds: fl
     vm = observe(engine.host, ref)
     if vm.state is not State.RUNNING:
         raise RefusedError(f"{vm.name} is {vm.state}: nothing can run in it.", f"hvctl vm start {vm.name}")
-    return guest.run(agent_call(engine.host, vm.uuid), argv, stdin, seconds, limit)
+    call = agent_call(engine.host, vm.uuid)
+    if vm.has_agent and not vm.agent_connected:
+        # libvirt has the agent's channel for closed about a second after a reset. Waited for before the program is
+        # started, never after: it must not run twice.
+        with contextlib.suppress(DeadlineError):
+            guest.wait(call, min(seconds, AGENT_GAP))
+    return guest.run(call, argv, stdin, seconds, limit)
 
 
 def _run(
@@ -231,3 +240,8 @@ def _run(
     if dry_run:
         return engine.preview(kind, ref, ref, decide)
     return engine.change(kind, ref, request, decide, key=key)
+
+
+def _layers(engine: Engine, vm: Vm) -> tuple[Snapshot, ...]:
+    """All that is kept of a VM's snapshots, newest first: so nothing that goes is built on any more."""
+    return tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))

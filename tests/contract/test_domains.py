@@ -133,7 +133,7 @@ def test_the_life_of_a_vm(host: Host, outside: Outside, defined: VmSpec) -> None
     domains.destroy(vm)
     domains.destroy(vm)
     off = domains.get(vm)
-    assert (off.state, off.process, off.ram_path) == (State.OFF, None, None)
+    assert (off.state, off.process, off.ram) == (State.OFF, None, ())
     assert not outside.alive(first)
 
     domains.start(vm)

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from hvctl.errors import GuestError, RefusedError, UnreachableError
-from hvctl.model.snapshot import Snapshot
+from hvctl.model.snapshot import Range, Snapshot
+from hvctl.model.tracker import Restored, TrackerKind
 from hvctl.model.vm import State, VmSpec
 from hvctl.ports import Host
 from tests.contract.outside import Outside, made
 
 
-def take(outside: Outside, vm: str, name: str) -> Snapshot:
-    host = outside.host
-    seen = host.domains.get(vm)
-    snapshot = outside.snapshot(seen, name)
-    host.machine.prepare(seen, snapshot)
-    host.domains.pause(vm)
-    host.machine.save_state(seen, snapshot)
-    assert host.machine.copy_ram(seen, snapshot) > 0
-    host.machine.publish(snapshot)
-    host.domains.resume(vm)
+def take(outside: Outside, vm: str, name: str, parent: Snapshot | None = None) -> Snapshot:
+    """As the engine does it: RAM while the guest runs, and under the pause what it wrote meanwhile."""
+    machine, seen = outside.host.machine, outside.host.domains.get(vm)
+    snapshot = replace(outside.snapshot(seen, name), parent=parent.id if parent else None)
+    machine.prepare(seen, snapshot)
+    if machine.tracking(seen) is None:
+        machine.pause(seen)
+        machine.arm(seen, TrackerKind.AUTO)
+        machine.resume(seen)
+    machine.copy_ram(seen, snapshot, live=True)
+    machine.pause(seen)
+    machine.save_state(seen, snapshot)
+    assert machine.copy_ram(seen, snapshot) > 0
+    machine.publish(snapshot)
+    machine.resume(seen)
+    machine.release()
     return snapshot
 
 
-def reset(outside: Outside, vm: str, snapshot: Snapshot) -> None:
-    host = outside.host
-    seen = host.domains.get(vm)
-    host.domains.pause(vm)
-    assert host.machine.restore_ram(seen, snapshot) > 0
-    host.machine.load_state(seen, snapshot)
-    host.machine.restore_ram(seen, snapshot)
-    assert host.machine.restore_ram(seen, snapshot) == 0
-    host.domains.resume(vm)
-    host.machine.restore_balloon(seen, snapshot)
+def reset(outside: Outside, vm: str, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO) -> Restored:
+    """What the first pass over RAM wrote, and how it found that."""
+    machine, seen = outside.host.machine, outside.host.domains.get(vm)
+    machine.ready(seen, snapshot)
+    machine.pause(seen)
+    written = machine.restore_ram(seen, snapshot, tracker)
+    assert written.pages > 0
+    machine.load_state(seen, snapshot)
+    machine.restore_ram(seen, snapshot, tracker, after_load=True)
+    assert machine.restore_ram(seen, snapshot, tracker).pages == 0
+    assert machine.audit(seen, snapshot) == 0
+    machine.resume(seen)
+    machine.restore_balloon(seen, snapshot)
+    machine.release()
     outside.await_guest(vm)
+    return written
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hvctl.model.vm import State
 pytestmark = pytest.mark.processes
 
 MIB = 1 << 20
+ARCHIVE = "/saved-on-a-fake-host"
 
 
 def engine_points(kind: str) -> list[str]:
@@ -86,6 +87,19 @@ def _taken(site: FakeSite) -> None:
 def _snapshots(site: FakeSite) -> list[str]:
     with open_engine(site.settings) as engine:
         return [s.name for s in engine.host.machine.snapshots()]
+
+
+def _saved(site: FakeSite) -> None:
+    """A snapshot saved at once, then work, then another process, which boots from other disks."""
+    _vm(site)
+    assert site.run("snapshot", "take", "a", "s").returncode == 0
+    assert site.run("snapshot", "save", "a", "s", "--to", ARCHIVE).returncode == 0
+    site.world.spoil("a")
+    site.world.destroy("a")
+
+
+def _loaded(site: FakeSite) -> bool:
+    return site.world.vm("a").state is State.RUNNING and _reset(site) and _snapshots(site) == ["s"]
 
 
 def _content(site: FakeSite) -> dict[str, str]:
@@ -186,6 +200,25 @@ CASES = {
             lambda site: not _snapshots(site),
         ),
         Case(
+            "snapshot-save",
+            ("snapshot", "save", "a", "s", "--to", ARCHIVE),
+            ("write_archive", "publish_archive"),
+            _taken,
+            lambda site: f"{ARCHIVE}/manifest.json" in site.world.read().files,
+            ("touching", "committed"),
+        ),
+        Case(
+            "snapshot-load",
+            ("snapshot", "load", "a", ARCHIVE),
+            (
+                *("drop_snapshot", "import_snapshot", "place_disks", "start", "bind_snapshot", "restore_ram"),
+                *("load_state", "audit", "release_disks", "resume", "await_life", "restore_balloon", "set_record"),
+            ),
+            _saved,
+            _loaded,
+            ("touching", "committed"),
+        ),
+        Case(
             "reset",
             ("reset", "a", "--to", "s"),
             (
@@ -225,7 +258,8 @@ def assert_contract(site: FakeSite) -> None:
         disks = {d.path for vm in world.vms.values() for d in vm.disks}
         snapshots = {s.folder for s in engine.host.machine.snapshots()}
         for path in world.files:
-            assert path in disks or any(path.startswith(folder) for folder in snapshots), f"leaked {path}"
+            own = (*snapshots, f"{ARCHIVE}/")
+            assert path in disks or any(path.startswith(folder) for folder in own), f"leaked {path}"
         assert set(engine.host.network.owners()) <= known
         for promise in engine.store.promises(engine.facts.name):
             assert promise.vm_uuid in known
@@ -290,6 +324,13 @@ DOUBLE = [
     ("delete", "delete:destroy:after", "recover-delete:undefine:after"),
     ("snapshot-take", "snapshot-take:copy_ram:after", "recover-snapshot-take:drop_snapshot:after"),
     ("snapshot-take", "snapshot-take:publish_snapshot:after", "recover-snapshot-take:resume:before"),
+    ("snapshot-save", "snapshot-save:write_archive:after", "recover-snapshot-save:drop_archive:before"),
+    ("snapshot-save", "snapshot-save:publish_archive:after", "recover-snapshot-save:close:before"),
+    ("snapshot-load", "snapshot-load:place_disks:after", "recover-snapshot-load:destroy:after"),
+    ("snapshot-load", "snapshot-load:load_state:after", "recover-snapshot-load:return_disks:before"),
+    ("snapshot-load", "snapshot-load:load_state:after", "recover-snapshot-load:return_disks:after"),
+    ("snapshot-load", "snapshot-load:committed:after", "recover-snapshot-load:release_disks:after"),
+    ("snapshot-load", "snapshot-load:release_disks:after", "recover-snapshot-load:resume:after"),
     ("reset", "reset:restore_ram:after", "recover-reset:load_state:before"),
     ("reset", "reset:load_state:before", "recover-reset:load_state:after"),
     ("reset", "reset:load_state:after", "recover-reset:committed:after"),

@@ -39,8 +39,13 @@ def test_ram_and_disk_go_back_and_the_process_stays(site: Site, vm: Guest) -> No
         done = site.json("reset", vm.name, "--to", "s")
         assert done["result"]["process"]["pid"] == vm.pid == pid
         assert done["result"]["warmth"] == "warm"
-        assert {"restore_ram", "load_state", "set_clock", "reseed"} <= {s["name"] for s in done["steps"]}
+        result = done["result"]
+        assert (result["coherence"], result["tracker"], result["uniqueness"]) == ("coherent", "uffd", "reseeded")
+        assert 0 < result["paused"] < result["continued_after"]
+        assert result["first_life"] > 0
+        assert {"restore_ram", "load_state", "await_life"} <= {s["name"] for s in done["steps"]}
         assert done["warnings"] == []
+        vm.await_answer()
         assert vm.marks() == ("old", "old")
         assert vm.run("test -e /etc/profile && tr '\\0' ' ' < /proc/$(cat /run/sleeper)/cmdline") == "sleep 4321 "
         assert abs(int(vm.run("date +%s")) - time.time()) < 5
@@ -85,8 +90,9 @@ def test_a_vm_that_its_operator_paused_stays_paused(site: Site, vm: Guest) -> No
     site.ok("snapshot", "take", vm.name, "s")
     vm.mark("spoiled")
     virsh("suspend", vm.uuid)
-    assert "stays paused" in site.ok("reset", vm.name, "--to", "s")
-    assert vm.state == "paused"
+    done = site.json("reset", vm.name, "--to", "s")
+    assert "stays paused" in " ".join(done["reasons"])
+    assert (vm.state, done["result"]["uniqueness"], "paused" in done["result"]) == ("paused", "not guaranteed", False)
     virsh("resume", vm.uuid)
     vm.await_answer()
     assert vm.marks() == ("paused", "paused")

@@ -12,20 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from faults.command import FakeSite
 
 from hvctl import codec
-from hvctl.adapters import guestram, qemuimg, snapshotfolder
+from hvctl.adapters import layers, qemuimg, ramfile, snapshotfolder
 from hvctl.adapters.database import Database
 from hvctl.adapters.domainxml_read import read
+from hvctl.adapters.layers import Writer
+from hvctl.adapters.pages import PAGE
 from hvctl.adapters.storage import FolderStorage
 from hvctl.engine.lock import vm_lock
 from hvctl.errors import HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Snapshot
-from hvctl.model.vm import Accel, DiskSpec, Process, VmSpec
+from hvctl.model.vm import Accel, DiskSpec, Process, Region, VmSpec
 from hvctl.settings import Settings, load_settings
 
 MIB = 1 << 20
@@ -73,16 +76,25 @@ def snapshot(made: Settings) -> Snapshot:
     return Snapshot(
         id=ID, name="s1", vm_uuid=UUID, created_at="2026-01-01T00:00:00Z",
         binding=Binding(Process(1, 1, "b"), ("cpu",), ("disk vda node1 1048576", "node node1 qcow2 rw /d")),
-        tag=f"hvctl-{ID}", nodes=("node1",), vmstate_node=f"hvctl-{ID[:8]}",
-        folder=str(made.snapshots_dir / UUID / ID), ram_path="/ram", ram_size=4096, balloon=MIB, vcpus=1, stored=0,
+        tag=f"hvctl-{ID}", targets={"vda": "node1"}, vmstate_node=f"hvctl-{ID[:8]}",
+        folder=str(made.snapshots_dir / UUID / ID), regions=(Region("pc.ram", "/ram", 4096),), balloon=MIB, vcpus=1,
+        stored=0,
     )  # fmt: skip
+
+
+def store(folder: Path, taken: Snapshot) -> None:
+    """RAM of ones."""
+    page = np.ones(PAGE, np.uint8)
+    writer = Writer(folder, taken.ram_size // PAGE, base=False, limit=MIB)
+    writer.put(np.array([0]), np.array([page.ctypes.data]))
+    writer.finish()
+    writer.close()
 
 
 def publish(made: Settings, taken: Snapshot) -> Path:
     folder = snapshotfolder.folder_of(made.snapshots_dir, taken)
     snapshotfolder.make(made.snapshots_dir, folder)
-    with guestram.stored_ram(folder / snapshotfolder.RAM, taken.ram_size, create=True):
-        pass
+    store(folder, taken)
     qemuimg.create_empty(folder / snapshotfolder.VMSTATE, MIB)
     snapshotfolder.publish(folder, taken)
     return folder
@@ -112,6 +124,7 @@ def test_t03_what_adapters_write_is_closed_whatever_the_umask(umask: int, tmp_pa
     assert {n: m for n, m in found.items() if n not in folders} == {
         f"{vm}/data.qcow2": 0o600,
         f"{taken}/ram": 0o600,
+        f"{taken}/index": 0o600,
         f"{taken}/vmstate.qcow2": 0o600,
         f"{taken}/manifest.json": 0o600,
         f"run/locks/{UUID}.lock": 0o600,
@@ -149,18 +162,19 @@ def test_t03_a_snapshot_is_wiped_when_it_is_removed(tmp_path: Path) -> None:
 def test_t04_no_link_is_followed_where_a_snapshot_writes(tmp_path: Path, victim: Path) -> None:
     made, taken = settings(tmp_path), snapshot(settings(tmp_path))
     folder = publish(made, taken)
-    for name in (snapshotfolder.RAM, snapshotfolder.VMSTATE):
+    for name in (layers.RAM, layers.INDEX, snapshotfolder.VMSTATE):
         (folder / name).unlink()
         (folder / name).symlink_to(victim)
         assert listed(made) == []
         with pytest.raises(OSError):
-            guestram.wipe(folder / name)
+            ramfile.wipe(folder / name)
         with pytest.raises((HvctlError, OSError)):
-            if name == snapshotfolder.RAM:
-                with guestram.stored_ram(folder / name, 4096, create=True):
-                    pass
-            else:
+            if name == snapshotfolder.VMSTATE:
                 qemuimg.create_empty(folder / name, MIB)
+            else:
+                store(folder, taken)
+        with pytest.raises(RefusedError):
+            layers.Layer(folder, 1)
     (folder / snapshotfolder.MANIFEST).unlink()
     (folder / snapshotfolder.MANIFEST).symlink_to(victim)
     assert listed(made) == []
@@ -225,9 +239,11 @@ def test_t10_no_id_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"tag": "other"}, {"nodes": []}, {"nodes": ["node1", "node1"]}, {"nodes": ["node2"]},
-        {"vmstate_node": "node1"}, {"ram_size": 8192}, {"ram_size": -1}, {"folder": "/etc"}, {"id": "../.."},
-        {"vm_uuid": ID}, {"binding": {}}, {"binding": "x"}, {"nodes": {"a": 1}}, {"vcpus": "many"},
+        {"tag": "other"}, {"targets": {}}, {"targets": {"vda": "node1", "vdb": "node1"}}, {"targets": {"vda": "node2"}},
+        {"vmstate_node": "node1"}, {"regions": [{"name": "pc.ram", "path": "/ram", "size": 8192}]},
+        {"regions": [{"name": "pc.ram", "path": "/ram", "size": -1}]}, {"regions": []}, {"folder": "/etc"},
+        {"id": "../.."}, {"vm_uuid": ID}, {"binding": {}}, {"binding": "x"}, {"targets": {"a": 1}}, {"vcpus": "many"},
+        {"targets": ["node1"]}, {"owned": "all"},
     ],
 )  # fmt: skip
 def test_t28_a_changed_manifest_is_no_snapshot(change: dict[str, Any], tmp_path: Path) -> None:
@@ -247,13 +263,16 @@ def test_t28_a_manifest_that_is_none_is_no_snapshot(text: str, tmp_path: Path) -
     assert listed(made) == []
 
 
-@pytest.mark.parametrize("name", [snapshotfolder.RAM, snapshotfolder.VMSTATE])
+@pytest.mark.parametrize("name", [layers.RAM, layers.INDEX, snapshotfolder.VMSTATE])
 def test_t28_a_snapshot_without_its_files_is_none(name: str, tmp_path: Path) -> None:
     made = settings(tmp_path)
     folder = publish(made, snapshot(made))
-    if name == snapshotfolder.RAM:
-        os.truncate(folder / name, 100)
-        assert listed(made) == []
+    if name != snapshotfolder.VMSTATE:
+        os.truncate(folder / name, 3)
+        assert listed(made) == [] or name == layers.RAM
+        # Of its pages the index tells, which is read before a guest is paused for them.
+        with pytest.raises(RefusedError, match="damaged"):
+            layers.Layer(folder, 1)
     (folder / name).unlink()
     assert listed(made) == []
 

@@ -89,15 +89,25 @@ CASES = {
     "stop": Case(snapped, stop, ("shutdown",), ("clear", "drop")),
     "delete": Case(snapped, delete, ("destroy",), ("clear", "drop", "undefine", "remove")),
     "take": Case(
-        created, lambda e: snapshots.take(e, "a", "s"), ("prepare", "pause", "save_state", "copy_ram", "publish"),
-        ("resume",),
+        created, lambda e: snapshots.take(e, "a", "s"),
+        ("prepare", "pause", "arm", "resume", "copy_ram", "pause:2", "save_state", "copy_ram:2", "publish"),
+        ("resume:2",),
     ),
     "reset": Case(
-        snapped, lambda e: snapshots.reset(e, "a", "s"), ("pause",), ("restore_ram", "resume", "set_record")
+        snapped, lambda e: snapshots.reset(e, "a", "s"), ("ready", "pause"),
+        ("restore_ram", "restore_ram:2", "resume", "set_record"),
     ),
     "drop": Case(snapped, lambda e: snapshots.delete(e, "a", "s"), ("drop",)),
     "protect": Case(created, lambda e: verbs.protect(e, "a", True), ("set_record",)),
 }  # fmt: skip
+
+
+def fail(site: FakeSite, call: str, error: str = "HvctlError") -> None:
+    """call:2 is the second time that it is called."""
+    name, _, number = call.partition(":")
+    site.world.fail(name, error, nth=int(number or 1))
+
+
 UNDONE = [(name, call) for name, case in CASES.items() for call in case.undone]
 FORWARD = [(name, call) for name, case in CASES.items() for call in case.forward]
 
@@ -110,7 +120,7 @@ def test_a_failed_step_leaves_everything_as_it_was(
     case = CASES[name]
     case.prepare(engine, site)
     before, ledger = seen(site.world), promised(engine)
-    site.world.fail(call, error)
+    fail(site, call, error)
     with pytest.raises(UndoneError) as failed:
         case.run(engine)
     assert failed.value.exit is Exit.UNDONE
@@ -128,7 +138,7 @@ def test_past_the_point_of_no_return_recovery_finishes(engine: Engine, site: Fak
     """Nobody may be told that everything is as it was when the guest is already gone, or its memory half written."""
     case = CASES[name]
     case.prepare(engine, site)
-    site.world.fail(call)
+    fail(site, call)
     with pytest.raises(NotUndoneError, match="stays open") as failed:
         case.run(engine)
     assert failed.value.exit is Exit.NOT_UNDONE

@@ -78,14 +78,26 @@ def test_a_vcpu_that_stays_plugged_is_offline_and_said(engine: Engine, site: Fak
 
 
 @pytest.mark.parametrize("agent", ["absent", "silent", "hostile"])
-def test_a_bad_agent_costs_a_reset_only_warnings(engine: Engine, site: FakeSite, agent: str) -> None:
-    managed(engine, site, {"agent": agent})
+@pytest.mark.parametrize("pulse", ["none", "present", "silent"])
+def test_a_bad_agent_or_pulse_costs_a_reset_only_warnings(
+    engine: Engine, site: FakeSite, agent: str, pulse: str
+) -> None:
+    """A guest that gives a sign of life reseeds and sets its clock with it, and its agent is not asked at all."""
+    managed(engine, site, {"agent": agent, "answers_pulse": pulse != "silent"})
+    if pulse == "none":
+        site.world.unplug_pulse("a")
     snapshots.take(engine, "a", "s")
     before = site.world.content("a")
     site.world.spoil("a")
     outcome = snapshots.reset(engine, "a", "s")
     assert outcome.state is OpState.DONE
-    assert outcome.warnings
+    if pulse == "present":
+        assert (outcome.warnings, outcome.result["uniqueness"]) == ((), "reseeded")
+    elif pulse == "silent":
+        assert [w for w in outcome.warnings if "sign of life" in w]
+    else:
+        assert outcome.warnings or [r for r in outcome.reasons if "random generator" in r]
+    assert outcome.result["uniqueness"] == ("reseeded" if pulse == "present" else "not guaranteed")
     assert site.world.content("a") == before
     assert last(engine).state is OpState.DONE
     assert engine.store.operation(last(engine).id).result == outcome.result | {"warnings": list(outcome.warnings)}

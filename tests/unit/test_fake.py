@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +131,26 @@ def test_a_host_that_is_not_there(tmp_path: Path) -> None:
 def taken(world: FakeWorld, host: Host, name: str) -> tuple[Vm, Snapshot]:
     """A paused VM and a whole snapshot of it."""
     vm = host.domains.get(name)
-    binding, nodes = host.machine.binding(vm), host.machine.nodes(vm)
-    snapshot = Snapshot(
-        "1", "base", vm.uuid, "2026-01-01T00:00:00Z", binding, "hv-1", nodes, "hv-1", "/s/1", "/s/1/ram",
-        vm.max_memory, vm.allocation.memory, 1, 0,
+    snapshot = described(host, vm, "1")
+    store(host, vm, snapshot)
+    return vm, snapshot
+
+
+def described(host: Host, vm: Vm, id: str, **parts: Any) -> Snapshot:
+    binding, targets = host.machine.binding(vm), host.machine.nodes(vm)
+    whole = Snapshot(
+        id, "base", vm.uuid, f"2026-01-01T00:00:0{id}Z", binding, f"hv-{id}", targets, f"hv-{id}", f"/s/{id}", vm.ram,
+        vm.allocation.memory, 1, 0,
     )  # fmt: skip
+    return replace(whole, **parts)
+
+
+def store(host: Host, vm: Vm, snapshot: Snapshot) -> None:
     host.machine.prepare(vm, snapshot)
-    host.domains.pause(vm.uuid)
+    host.machine.pause(vm)
     host.machine.save_state(vm, snapshot)
     host.machine.copy_ram(vm, snapshot)
     host.machine.publish(snapshot)
-    return vm, snapshot
 
 
 def continue_and_spoil(world: FakeWorld, host: Host, vm: Vm) -> None:

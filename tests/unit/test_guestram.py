@@ -1,208 +1,276 @@
-"""The compare tracker on files in place of guest RAM: the snapshot comes back, byte for byte and hole for hole."""
+"""The compare tracker on RAM that this process maps: the snapshot comes back, byte for byte and page for page."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import guestram
-from hvctl.adapters.guestram import PAGE, PIECE
+from hvctl.adapters import pages as pg
+from hvctl.adapters import ramcompare, ramfile
+from hvctl.adapters.guestram import GuestRam
+from hvctl.adapters.layers import INDEX, RAM, Chain, Layer, Writer
+from hvctl.adapters.pages import PAGE
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
+from hvctl.model.vm import Region
+from unit.ramlab import HOLE, PAGES, SIZES, Lab, Layout, folder, lab, layouts, unlike
 
-TMPFS = "/dev/shm"
-PAGES = 3 * PIECE // PAGE + 5
-# A page is a hole, zeros that are there, or one of a few contents: few, so that guest and copy often agree.
-HOLE, ZEROS = None, 0
-contents = st.sampled_from([HOLE, HOLE, ZEROS, 1, 2])
-ram = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(1, 90), contents), max_size=12)
+UNLIMITED = 1 << 40
 untimed = settings(deadline=None, max_examples=60)
-Layout = Sequence[tuple[int, int, int | None]]
 
 
 @contextmanager
-def files(count: int) -> Iterator[list[int]]:
-    with ExitStack() as stack:
-        made = [stack.enter_context(tempfile.TemporaryFile(dir=TMPFS)) for _ in range(count)]
-        yield [f.fileno() for f in made]
+def stored(guest: Lab) -> Iterator[Chain]:
+    """All of RAM as it is now, as a snapshot without a parent has it."""
+    with folder() as place:
+        store(guest, place)
+        with Chain([place], guest.ram.pages) as chain:
+            yield chain
 
 
-def lay(fd: int, layout: Layout) -> None:
-    os.ftruncate(fd, PAGES * PAGE)
-    for first, pages, content in layout:
-        for page in range(first, min(first + pages, PAGES)):
-            if content is not HOLE:
-                os.pwrite(fd, bytes([content]) * (PAGE - 1) + bytes([content and page % 251]), page * PAGE)
+def store(guest: Lab, place: Path) -> int:
+    writer = Writer(place, guest.ram.pages, base=False, limit=UNLIMITED)
+    try:
+        data = guest.ram.data()
+        writer.store(guest.ram, pg.union(*(pg.span(first, last) for first, last in data)))
+        return writer.finish()
+    finally:
+        writer.close()
 
 
-def everything(fd: int) -> bytes:
-    return os.pread(fd, PAGES * PAGE + 1, 0)
-
-
-def allocated(fd: int) -> int:
-    return os.fstat(fd).st_blocks * 512
+def holds(chain: Chain) -> bytes:
+    """Everything that a snapshot says RAM is."""
+    own = np.zeros((chain.pages, PAGE), np.uint8)
+    source = chain.locate(pg.span(0, chain.pages))
+    filled = np.flatnonzero(source)
+    pg.read(own.ctypes.data + filled * PAGE, source[filled])
+    return own.tobytes()
 
 
 @untimed
-@given(ram)
+@given(layouts)
 def test_a_copy_is_equal_and_as_sparse(layout: Layout) -> None:
-    with files(2) as (guest, stored):
-        lay(guest, layout)
-        os.ftruncate(stored, PAGES * PAGE)
-        before = allocated(guest)
-        assert guestram.copy(guest, stored) == before == allocated(stored)
-        assert everything(stored) == everything(guest)
-        assert allocated(guest) == before
+    with lab() as guest, folder() as place:
+        guest.lay(layout)
+        before, content = guest.allocated(), guest.everything()
+        filled = unlike(content, bytes(PAGES * PAGE))
+        assert store(guest, place) == len(filled) * PAGE == (place / RAM).stat().st_size
+        assert guest.allocated() == before, "reading RAM made pages of its holes"
+        with Chain([place], PAGES) as chain:
+            assert holds(chain) == content
+            assert np.flatnonzero(chain.nonzero()).tolist() == filled
 
 
 @untimed
-@given(ram, ram)
+@given(layouts, layouts)
 def test_restore_makes_the_guest_equal(now: Layout, then: Layout) -> None:
-    with files(2) as (guest, stored):
-        lay(guest, now)
-        lay(stored, then)
-        old, wanted, stored_size = everything(guest), everything(stored), allocated(stored)
-        pages = [i for i in range(PAGES) if old[i * PAGE : i * PAGE + PAGE] != wanted[i * PAGE : i * PAGE + PAGE]]
-        assert guestram.difference(guest, stored) == len(pages)
-        assert everything(guest) == old
-        assert guestram.restore(guest, stored) == len(pages) * PAGE
-        assert everything(guest) == everything(stored) == wanted
-        assert allocated(stored) == stored_size
-        assert guestram.difference(guest, stored) == 0
-        assert guestram.restore(guest, stored) == 0
+    with lab() as guest:
+        guest.lay(then)
+        wanted = guest.everything()
+        with stored(guest) as chain:
+            guest.lay(now)
+            old = guest.everything()
+            pages = unlike(old, wanted)
+            assert ramcompare.difference(guest.ram, chain).tolist() == pages
+            assert guest.everything() == old
+            assert ramcompare.restore(guest.ram, chain).tolist() == pages
+            assert guest.everything() == wanted == holds(chain)
+            assert ramcompare.difference(guest.ram, chain).size == 0
+            assert ramcompare.restore(guest.ram, chain).size == 0
+
+
+@untimed
+@given(layouts, layouts, st.sets(st.integers(0, PAGES - 1)))
+def test_writing_the_pages_that_a_tracker_found_is_a_restore_of_them(
+    now: Layout, then: Layout, found: set[int]
+) -> None:
+    with lab() as guest:
+        guest.lay(then)
+        wanted = guest.everything()
+        with stored(guest) as chain:
+            guest.lay(now)
+            old = guest.everything()
+            pages = np.array(sorted(found), np.int64)
+            assert ramcompare.write(guest.ram, chain, pages) == len(found) * PAGE
+            got = guest.everything()
+            assert unlike(got, old) == [p for p in unlike(old, wanted) if p in found]
+            assert not set(unlike(got, wanted)) & found
 
 
 def test_a_page_that_the_snapshot_has_not_is_given_back() -> None:
-    with files(2) as (guest, stored):
-        lay(guest, [(3, 200, 1)])
-        lay(stored, [(100, 1, 2)])
-        guestram.restore(guest, stored)
-        assert allocated(guest) == PAGE
+    with lab() as guest:
+        guest.lay([(100, 1, 2)])
+        with stored(guest) as chain:
+            for mend in (
+                lambda: ramcompare.restore(guest.ram, chain),
+                lambda: ramcompare.write(guest.ram, chain, pg.span(0, PAGES)),
+            ):
+                guest.fill([(3, PAGES, 1)])
+                assert guest.allocated() > 100 * PAGE
+                mend()
+                assert guest.allocated() == PAGE
 
 
 def test_one_changed_byte_is_one_page() -> None:
-    with files(2) as (guest, stored):
-        for fd in (guest, stored):
-            lay(fd, [(0, PAGES, 1)])
-        last = PAGES * PAGE - 1
-        os.pwrite(guest, b"\xff", last)
-        assert guestram.difference(guest, stored) == 1
-        assert guestram.restore(guest, stored) == PAGE
-        assert everything(guest) == everything(stored)
+    last = SIZES[0] - 1, PAGES - 1
+    with lab() as guest:
+        guest.lay([(0, PAGES, 1)])
+        content = guest.everything()
+        with stored(guest) as chain:
+            for page in last:
+                guest.put(page, b"\xff", PAGE - 1)
+            assert ramcompare.difference(guest.ram, chain).tolist() == list(last)
+            assert ramcompare.restore(guest.ram, chain).tolist() == list(last)
+            assert guest.everything() == content
 
 
 @settings(untimed, max_examples=25)
-@given(ram, ram, st.integers(700, 3 * PAGE))
+@given(layouts, layouts, st.integers(700, 3 * PAGE))
 def test_short_reads_and_writes_are_finished(now: Layout, then: Layout, most: int) -> None:
     real_read, real_write = os.preadv, os.pwrite
-    with files(2) as (guest, stored), pytest.MonkeyPatch.context() as patch:
-        lay(guest, now)
-        lay(stored, then)
-        patch.setattr(os, "preadv", lambda fd, into, at: real_read(fd, [into[0][: 7 * most]], at))
-        patch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[:most], at))
-        guestram.restore(guest, stored)
-        patch.undo()
-        assert everything(guest) == everything(stored)
+    with lab() as guest, pytest.MonkeyPatch.context() as patch:
+        guest.lay(then)
+        wanted = guest.everything()
+        with stored(guest) as chain:
+            guest.lay(now)
+            patch.setattr(os, "preadv", lambda fd, into, at: real_read(fd, [into[0][: 7 * most]], at))
+            patch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[:most], at))
+            ramcompare.restore(guest.ram, chain)
+            patch.undo()
+        assert guest.everything() == wanted
 
 
-@pytest.mark.parametrize(("call", "answer"), [("pwrite", 0), ("preadv", 0)])
-def test_a_kernel_that_moves_nothing_is_an_error(call: str, answer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with files(2) as (guest, stored):
-        lay(guest, [(0, 9, 1)])
-        lay(stored, [(0, 9, 2)])
-        monkeypatch.setattr(os, call, lambda *_: answer)
-        with pytest.raises(HvctlError):
-            guestram.restore(guest, stored)
+@pytest.mark.parametrize("call", ["pwrite", "preadv"])
+def test_a_kernel_that_moves_nothing_is_an_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab() as guest:
+        guest.lay([(0, 9, 2)])
+        with stored(guest) as chain:
+            guest.lay([(0, 9, 1)])
+            monkeypatch.setattr(os, call, lambda *_: 0)
+            with pytest.raises(HvctlError):
+                ramcompare.restore(guest.ram, chain)
 
 
-def test_files_of_other_sizes_are_refused() -> None:
-    with files(2) as (guest, stored):
-        lay(guest, [])
-        os.ftruncate(stored, PAGE)
-        for act in (guestram.copy, guestram.restore, guestram.difference):
-            with pytest.raises(RefusedError, match="bytes"):
-                act(guest, stored)
+def test_layers_of_another_size_are_refused() -> None:
+    with lab() as guest, folder() as place:
+        guest.lay([])
+        store(guest, place)
+        for pages in (PAGES - 1, PAGES + 1, 0):
+            with pytest.raises(RefusedError, match="damaged"):
+                Chain([place], pages)
 
 
 def test_a_full_file_system_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    with files(2) as (guest, stored):
-        lay(guest, [(0, 9, 1)])
-        os.ftruncate(stored, PAGES * PAGE)
+    with lab() as guest, folder() as place:
+        guest.lay([(0, 9, 1)])
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(RefusedError, match="no space"):
-            guestram.copy(guest, stored)
+            store(guest, place)
 
 
 # --- opening
 
 
-@pytest.fixture
-def mapped() -> Iterator[Path]:
-    """A RAM file that this very process maps, as QEMU would."""
-    with tempfile.NamedTemporaryFile(dir=TMPFS) as file:
-        file.truncate(4 * PAGE)
-        with mmap.mmap(file.fileno(), 4 * PAGE, mmap.MAP_SHARED):
-            yield Path(file.name)
+def opened(*regions: Region) -> GuestRam:
+    return GuestRam(regions, os.getpid())
 
 
-def test_the_mapped_file_is_opened(mapped: Path) -> None:
-    with guestram.guest_ram(str(mapped), os.getpid()) as fd:
-        assert os.fstat(fd).st_ino == mapped.stat().st_ino
-    with pytest.raises(OSError):
-        os.fstat(fd)
+def test_the_mapped_files_are_opened_and_let_go() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with lab() as guest:
+        held = set(os.listdir("/proc/self/fd"))
+        assert (guest.ram.pages, guest.ram.regions) == (PAGES, guest.regions)
+        with opened(*guest.regions) as again:
+            assert again.regions == guest.regions
+        assert set(os.listdir("/proc/self/fd")) == held
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_file_that_was_put_in_its_place_is_refused(mapped: Path, tmp_path: Path) -> None:
-    other = mapped.with_name(mapped.name + "-other")
-    other.write_bytes(bytes(4 * PAGE))
-    try:
-        with pytest.raises(RefusedError, match="does not map"), guestram.guest_ram(str(other), os.getpid()):
-            pass
-    finally:
-        other.unlink()
-    link = tmp_path / "link"
-    link.symlink_to(mapped)
-    with pytest.raises(RefusedError), guestram.guest_ram(str(link), os.getpid()):
-        pass
+def test_where_the_process_has_it_is_told_in_pages_of_the_row() -> None:
+    with lab() as guest:
+        for page in (0, SIZES[0] - 1, SIZES[0], PAGES - 1):
+            span = next(s for s in guest.ram.spans() if s.offset <= page * PAGE < s.offset + s.length)
+            address = span.address + page * PAGE - span.offset
+            assert guest.ram.pages_at(address, address + PAGE).tolist() == [page]
+            assert guest.ram.pages_at(address + 1, address + 2).tolist() == [page]
+        first = guest.ram.spans()[0]
+        with pytest.raises(RefusedError, match="not guest RAM"):
+            guest.ram.pages_at(first.address + first.length - PAGE, first.address + first.length + PAGE)
+        with pytest.raises(RefusedError, match="not guest RAM"):
+            guest.ram.pages_at(0, PAGE)
 
 
-def test_a_file_that_is_mapped_only_in_part_is_refused(mapped: Path) -> None:
-    os.truncate(mapped, 8 * PAGE)
-    with pytest.raises(RefusedError, match="does not map"), guestram.guest_ram(str(mapped), os.getpid()):
-        pass
+def test_a_file_that_was_put_in_its_place_is_refused(tmp_path: Path) -> None:
+    with lab() as guest, tempfile.NamedTemporaryFile(dir="/dev/shm") as other:
+        (first, *_) = guest.regions
+        other.truncate(first.size)
+        with pytest.raises(RefusedError, match="does not map"):
+            opened(Region(first.name, other.name, first.size))
+        link = tmp_path / "link"
+        link.symlink_to(first.path)
+        with pytest.raises(RefusedError):
+            opened(Region(first.name, str(link), first.size))
+
+
+def test_a_file_that_is_mapped_only_in_part_is_refused() -> None:
+    with lab() as guest:
+        (first, *_) = guest.regions
+        guest.files[0].truncate(first.size + PAGE)
+        with pytest.raises(RefusedError, match="does not map"):
+            opened(Region(first.name, first.path, first.size + PAGE))
+
+
+def test_files_of_other_sizes_are_refused() -> None:
+    with lab() as guest:
+        first, second = guest.regions
+        for size in (first.size - PAGE, first.size + PAGE, 0):
+            with pytest.raises(RefusedError, match="bytes of RAM"):
+                opened(Region(first.name, first.path, size))
+        held = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(RefusedError):
+            opened(first, Region(second.name, second.path, PAGE))
+        assert set(os.listdir("/proc/self/fd")) == held, "the first one stayed open"
 
 
 def test_a_stored_copy_is_ours_alone_and_of_the_right_size(tmp_path: Path) -> None:
-    path = tmp_path / "ram"
-    with pytest.raises(NotFoundError), guestram.stored_ram(path, PAGE):
-        pass
-    with guestram.stored_ram(path, 2 * PAGE, create=True):
-        assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(RefusedError), guestram.stored_ram(path, 2 * PAGE, create=True):
-        pass
-    with pytest.raises(RefusedError, match="damaged"), guestram.stored_ram(path, PAGE):
-        pass
-    link = tmp_path / "link"
-    link.symlink_to(path)
-    with pytest.raises(RefusedError), guestram.stored_ram(link, 2 * PAGE):
-        pass
+    with lab() as guest, folder() as place:
+        with pytest.raises(NotFoundError):
+            Layer(place, PAGES)
+        guest.lay([(0, 5, 1)])
+        store(guest, place)
+        assert [(place / name).stat().st_mode & 0o777 for name in (RAM, INDEX)] == [0o600, 0o600]
+        (place / RAM).replace(place / "elsewhere")
+        (place / RAM).symlink_to(place / "elsewhere")
+        with pytest.raises(RefusedError):
+            Layer(place, PAGES)
+
+
+def test_what_lay_in_the_place_of_a_copy_is_replaced() -> None:
+    with lab() as guest, folder() as place:
+        (place / RAM).write_bytes(b"x" * 7)
+        (place / RAM).chmod(0o644)
+        guest.lay([(0, 5, 1), (0, 2, HOLE)])
+        store(guest, place)
+        assert (place / RAM).stat().st_mode & 0o777 == 0o600
+        with Chain([place], PAGES) as chain:
+            assert holds(chain) == guest.everything()
 
 
 def test_wiping_frees_the_pages_of_a_file_that_is_still_open() -> None:
-    with tempfile.NamedTemporaryFile(dir=TMPFS, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", delete=False) as file:
         file.write(b"secret" * 10_000)
         file.flush()
-        guestram.wipe(Path(file.name))
-        assert allocated(file.fileno()) == 0
+        ramfile.wipe(Path(file.name))
+        assert os.fstat(file.fileno()).st_blocks == 0
         assert not Path(file.name).exists()
-        guestram.wipe(Path(file.name))
+        ramfile.wipe(Path(file.name))

@@ -12,7 +12,8 @@ from hvctl.model import plan as p
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.snapshot import Binding, Snapshot
-from hvctl.model.vm import Process, State, Vm
+from hvctl.model.stepwords import step_name
+from hvctl.model.vm import Process, Region, State, Vm
 from unit.vms import MIB, vm_with
 
 NICS = (NicLimit("52:54:00:00:00:01"), NicLimit("52:54:00:00:00:02"))
@@ -28,8 +29,8 @@ ALL = replace(RUNNING, allocation=NEW, record=Record(NEW))
 UUID = RUNNING.uuid
 BINDING = Binding(Process(7, 8, "boot"), ("cpu0",), ("node=/d",))
 SNAPSHOT = Snapshot(
-    "1", "s", UUID, "2026-01-01T00:00:00Z", BINDING, "tag", ("node",), "state", "/s/1", "/ram", 1024 * MIB, 256 * MIB,
-    1, 0,
+    "1", "s", UUID, "2026-01-01T00:00:00Z", BINDING, "tag", {"vda": "node"}, "state", "/s/1",
+    (Region("ram", "/ram", 1024 * MIB),), 256 * MIB, 1, 0,
 )  # fmt: skip
 BEGUN, TOUCHING, COMMITTED = Phase.BEGUN, Phase.TOUCHING, Phase.COMMITTED
 DONE, UNDONE, FAILED, QUARANTINED = OpState.DONE, OpState.UNDONE, OpState.FAILED, OpState.QUARANTINED
@@ -57,6 +58,8 @@ BEFORE: dict[Kind, Before] = {
     Kind.ALLOCATE: Before(RUNNING, Record(NEW), holds=True, wanted=NEW),
     Kind.SNAPSHOT_TAKE: Before(RUNNING, snapshot=SNAPSHOT, was_running=True),
     Kind.SNAPSHOT_DELETE: Before(RUNNING, snapshot=SNAPSHOT),
+    Kind.SNAPSHOT_SAVE: Before(RUNNING, snapshot=SNAPSHOT, archive="/archive"),
+    Kind.SNAPSHOT_LOAD: Before(OFF, Record(OLD), SNAPSHOT, holds=True, archive="/archive", load="7"),
     Kind.RESET: Before(RUNNING, Record(OLD), SNAPSHOT, was_running=True, holds=True),
 }
 PROTECTED = replace(RUNNING, record=Record(OLD, protected=True))
@@ -103,11 +106,17 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
     (Kind.SNAPSHOT_TAKE, TOUCHING, GONE, (), UNDONE, "drop_snapshot"),
     (Kind.SNAPSHOT_DELETE, TOUCHING, RUNNING, (SNAPSHOT,), DONE, "drop_snapshot"),
     (Kind.SNAPSHOT_DELETE, TOUCHING, RUNNING, (), DONE, "drop_snapshot"),
+    # A saved snapshot is whole or not there; a load that did not come to its end leaves the disks from before it.
+    (Kind.SNAPSHOT_SAVE, TOUCHING, RUNNING, (SNAPSHOT,), UNDONE, "drop_archive"),
+    (Kind.SNAPSHOT_LOAD, BEGUN, OFF, (), UNDONE, "drop_snapshot return_disks"),
+    (Kind.SNAPSHOT_LOAD, TOUCHING, OFF, (SNAPSHOT,), UNDONE, "drop_snapshot return_disks"),
+    (Kind.SNAPSHOT_LOAD, TOUCHING, RUNNING, (), UNDONE, ""),
+    (Kind.SNAPSHOT_LOAD, COMMITTED, GONE, (SNAPSHOT,), FAILED, "release_disks drop_snapshot"),
     # Warm reset: undo, redo the whole of it, or finish without redoing.
     (Kind.RESET, BEGUN, RUNNING, (SNAPSHOT,), UNDONE, ""),
     (Kind.RESET, BEGUN, PAUSED, (SNAPSHOT,), UNDONE, "resume"),
     (Kind.RESET, TOUCHING, PAUSED, (SNAPSHOT,), DONE,
-     "pause restore_ram load_state restore_ram resume restore_balloon set_record"),
+     "pause restore_ram load_state restore_ram drop_queues resume restore_balloon set_record"),
     (Kind.RESET, TOUCHING, RUNNING, (SNAPSHOT,), QUARANTINED, ""),
     (Kind.RESET, TOUCHING, OFF, (SNAPSHOT,), FAILED, ""),
     (Kind.RESET, TOUCHING, GONE, (), FAILED, ""),
@@ -118,7 +127,7 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
 
 
 def names(found: Answer) -> str:
-    return " ".join(p.step_name(s) for s in found.steps if not isinstance(s, p.Enter))
+    return " ".join(step_name(s) for s in found.steps if not isinstance(s, p.Enter))
 
 
 @pytest.mark.parametrize(("kind", "phase", "now", "snapshots", "state", "effects"), TABLE)
@@ -203,7 +212,7 @@ def test_a_vm_that_was_paused_before_stays_paused(kind: Kind, phase: Phase) -> N
 
 def test_a_redone_reset_touches_before_it_writes_and_commits_before_it_runs() -> None:
     steps = ended(Kind.RESET, TOUCHING, PAUSED, snapshots=(SNAPSHOT,)).steps
-    order = [p.step_name(s) if not isinstance(s, p.Enter) else s.phase.value for s in steps]
+    order = [step_name(s) if not isinstance(s, p.Enter) else s.phase.value for s in steps]
     assert order.index("pause") < order.index("touching") < order.index("restore_ram") < order.index("load_state")
     assert order.index("load_state") < order.index("committed") < order.index("resume")
     assert order[order.index("load_state") + 1] == "restore_ram", "the load itself writes into RAM"

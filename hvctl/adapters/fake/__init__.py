@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hvctl.adapters.fake.archives import FakeArchives
 from hvctl.adapters.fake.domains import FakeDomains
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.machine import FakeMachine
@@ -24,4 +25,4 @@ def open_fake(uri: str) -> Host:
     if not uri.startswith("fake://") or not path.is_absolute():
         raise UsageError(f"{uri!r} does not name a fake host.", "write it like fake:///path/to/state.json")
     file = WorldFile(path)
-    return Host(FakeDomains(file), FakeNetwork(file), FakeStorage(file), FakeMachine(file))
+    return Host(FakeDomains(file), FakeNetwork(file), FakeStorage(file), FakeMachine(file), FakeArchives(file))

@@ -14,7 +14,7 @@ from hvctl.adapters.fake.state import FakeVm, World
 from hvctl.errors import GuestError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
-from hvctl.model.vm import Balloon, Disk, Nic, State, Vm, VmSpec
+from hvctl.model.vm import Balloon, Disk, Nic, Region, State, Vm, VmSpec
 
 DEFAULT_WEIGHT = 100
 
@@ -37,9 +37,11 @@ def observed(vm: FakeVm) -> Vm:
         record=vm.record,
         missing=tuple(vm.missing),
         monitor=vm.monitor,
-        ram_path=f"{vm.folder}/ram" if vm.state.active else None,
+        ram=(Region("pc.ram", f"{vm.folder}/ram", vm.max_memory),) if vm.state.active else (),
         has_balloon=vm.has_balloon,
         has_agent=vm.has_agent,
+        agent_connected=vm.state.active and vm.behaviour.agent != "absent",
+        pulse=f"{vm.folder}/pulse" if vm.has_pulse else None,
     )
 
 
@@ -56,6 +58,7 @@ def from_spec(spec: VmSpec) -> FakeVm:
         nics=[Nic(n.mac, "virtio", n.bridge, n.tap) for n in spec.nics],
         record=spec.record,
         monitor=spec.monitor,
+        has_pulse=spec.pulse is not None,
         kernel=spec.kernel,
         initrd=spec.initrd,
         cmdline=spec.cmdline,
@@ -88,6 +91,10 @@ class FakeDomains:
         with self._call("list", looks=True) as world:
             return tuple(observed(v) for v in sorted(world.vms.values(), key=lambda v: v.name))
 
+    def uuid(self, ref: str) -> str:
+        with self._call("uuid", looks=True) as world:
+            return world.vm(ref).uuid
+
     def get(self, ref: str) -> Vm:
         with self._call("get", ref, looks=True) as world:
             return observed(world.vm(ref))
@@ -106,11 +113,11 @@ class FakeDomains:
                 raise RefusedError(f"{vm.name} is {vm.state}: an active VM stays defined.", f"hvctl vm stop {vm.name}")
             world.vms.pop(uuid, None)
 
-    def start(self, uuid: str) -> None:
+    def start(self, uuid: str, *, paused: bool = False) -> None:
         with self._call("start", uuid) as world:
             vm = world.vm(uuid)
             if not vm.state.active:
-                life.boot(world, vm)
+                life.boot(world, vm, paused=paused)
 
     def shutdown(self, uuid: str) -> None:
         with self._call("shutdown", uuid) as world:
@@ -169,7 +176,7 @@ class FakeDomains:
             if not (vm.live and vm.has_balloon and guest.balloon_driver and guest.balloon_stats):
                 return Balloon(actual)
             free = max(0, actual - guest.used_memory)
-            return Balloon(actual, total=actual, unused=free, usable=free, age=1.0)
+            return Balloon(actual, total=actual, unused=free, usable=free, age=0.0)
 
     def set_balloon(self, uuid: str, target: int) -> int:
         with self._call("set_balloon", uuid) as world:

@@ -15,8 +15,9 @@ def parts(world: World, vm: FakeVm) -> list[Part]:
     return [vm.ram, vm.devices, *disks]
 
 
-def boot(world: World, vm: FakeVm) -> None:
-    """Start a QEMU process; its RAM and device state are new, its disks are what they were."""
+def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
+    """Start a QEMU process; its RAM and device state are new, its disks are what they were. paused: its guest has not
+    run yet."""
     for disk in vm.disks:
         if disk.path not in world.files:
             raise HvctlError(f"{vm.name} cannot start: its disk {disk.path} is not there.", f"hvctl vm show {vm.name}")
@@ -29,10 +30,15 @@ def boot(world: World, vm: FakeVm) -> None:
     vm.ram.text = (seed * (RAM_BYTES // 32))[: RAM_BYTES * 2]
     vm.devices.text = f"booted {life}"
     vm.online = [True] * vm.config.vcpus
-    vm.dead, vm.agent_gap, vm.exits = False, 0, {}
+    vm.dead, vm.agent_gap, vm.exits, vm.greeted = False, 0, {}, False
+    vm.tracking, vm.prepared = None, {}
     for nic in vm.nics:
         if nic.tap:
             world.taps[nic.tap] = Tap(vm.uuid)
+    if paused:
+        vm.state, vm.reason = State.PAUSED, "user"
+        vm.ram.moment = vm.devices.moment = world.tick()
+        return
     _run(world, vm)
 
 
@@ -66,5 +72,6 @@ def resume(world: World, vm: FakeVm) -> None:
 
 def _run(world: World, vm: FakeVm) -> None:
     moment = world.tick()
+    vm.ram_of = None
     for part in parts(world, vm):
         part.moment = moment

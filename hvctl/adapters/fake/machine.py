@@ -7,144 +7,259 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hvctl import codec
+from hvctl.adapters.domainxml_read import board
+from hvctl.adapters.fake import inner, life
+from hvctl.adapters.fake.document import document
 from hvctl.adapters.fake.file import WorldFile
-from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, World
-from hvctl.errors import DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
-from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.adapters.fake.state import RAM_BYTES, File, Part, Prepared
+from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
+from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
+from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import State, Vm
 
 TOUCHED_BY_LOAD = 8
 HALF = RAM_BYTES
 
 
-def _state_path(snapshot: Snapshot) -> str:
-    return f"{snapshot.folder}/state"
-
-
-def _ram_path(snapshot: Snapshot) -> str:
-    return f"{snapshot.folder}/ram"
-
-
-def _manifest_path(snapshot: Snapshot) -> str:
-    return f"{snapshot.folder}/manifest.json"
-
-
-def _process_of(world: World, vm: Vm) -> FakeVm:
-    """The VM while the QEMU process that the caller saw is still there."""
-    if vm.process is None:
-        raise RefusedError(f"{vm.name} has no QEMU process.", f"hvctl vm start {vm.name}")
-    inside = world.vms.get(vm.uuid)
-    if inside is None or inside.process != vm.process:
-        raise UnreachableError(f"the QEMU process {vm.process.pid} of {vm.name} is gone.", f"hvctl vm show {vm.name}")
-    return inside
-
-
-def _paused(world: World, vm: Vm, snapshot: Snapshot) -> FakeVm:
-    """The VM while it is paused and the snapshot fits it."""
-    inside = _process_of(world, vm)
-    if inside.state is not State.PAUSED:
-        raise RefusedError(f"{vm.name} is {inside.state}, not paused.", f"virsh suspend {vm.name}")
-    if _binding(inside) != snapshot.binding:
-        raise RefusedError(
-            f"snapshot {snapshot.name} does not fit {vm.name} any more.",
-            f"take a new one: hvctl snapshot take {vm.name}",
-        )
-    return inside
-
-
-def _binding(inside: FakeVm) -> Binding:
-    assert inside.process is not None
-    devices = [f"cpu{i}" for i in range(len(inside.online))] + [n.mac for n in inside.nics] + inside.plugged
-    devices += ["balloon"] if inside.has_balloon else []
-    blocks = [f"{d.node}={d.path}" for d in inside.disks]
-    return Binding(inside.process, tuple(sorted(devices)), tuple(sorted(blocks)))
-
-
 class FakeMachine:
     def __init__(self, file: WorldFile) -> None:
         self._file = file
 
+    def release(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def tracking(self, vm: Vm) -> Tracking | None:
+        with self._file.call("tracking", vm.uuid, looks=True) as world:
+            return inner.process_of(world, vm).tracking
+
+    def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
+        with self._file.call("ready", vm.uuid, looks=True) as world:
+            inside = inner.process_of(world, vm)
+            if snapshot is not None:
+                inner.refuse_unfit(inside, snapshot)
+
+    def pause(self, vm: Vm) -> None:
+        with self._file.call("pause", vm.uuid) as world:
+            life.pause(inner.process_of(world, vm))
+
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+        with self._file.call("resume", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            inside.greeted = greet and inside.state is State.PAUSED and inside.has_pulse
+            inside.told_time = inside.greeted and clock
+            life.resume(world, inside)
+
+    def await_life(self, vm: Vm, seconds: float) -> Life:
+        with self._file.call("await_life", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if not inside.greeted:
+                return Life()
+            if not inside.behaviour.answers_pulse:
+                raise DeadlineError(f"the guest did not show a sign of life within {seconds:g} s.")
+            inside.guest_time = world.clock if inside.told_time else None
+            return Life(0.001, True, inside.told_time)
+
     def binding(self, vm: Vm) -> Binding:
         with self._file.call("binding", vm.uuid, looks=True) as world:
-            return _binding(_process_of(world, vm))
+            return inner.binding(inner.process_of(world, vm))
 
-    def nodes(self, vm: Vm) -> tuple[str, ...]:
+    def nodes(self, vm: Vm) -> dict[str, str]:
         with self._file.call("nodes", vm.uuid, looks=True) as world:
-            disks = [d for d in _process_of(world, vm).disks if d.writable]
+            disks = [d for d in inner.process_of(world, vm).disks if d.writable]
             for disk in disks:
                 if disk.format != "qcow2" or not disk.node:
                     raise RefusedError(f"disk {disk.target} of {vm.name} is {disk.format}: it cannot hold a snapshot.")
-            return tuple(str(d.node) for d in disks)
+            return {d.target: str(d.node) for d in disks}
 
     def room(self, vm: Vm) -> tuple[int, int]:
         with self._file.call("room", vm.uuid, looks=True) as world:
-            return _process_of(world, vm).allocation.memory, world.room
+            return inner.process_of(world, vm).allocation.memory, world.room
 
     def prepare(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("prepare", vm.uuid) as world:
-            inside = _process_of(world, vm)
-            world.files.setdefault(_state_path(snapshot), File())
+            inside = inner.process_of(world, vm)
+            world.files.setdefault(inner.state_path(snapshot), File())
             if snapshot.vmstate_node not in inside.nodes:
                 inside.nodes.append(snapshot.vmstate_node)
 
+    def hardware(self, vm: Vm) -> Hardware:
+        with self._file.call("hardware", vm.uuid, looks=True) as world:
+            inside = inner.process_of(world, vm)
+            machine, cpu = board(document(inside))
+            return Hardware(world.facts.hypervisor_version, machine, inside.accel.value, cpu)
+
+    def attach(self, vm: Vm, snapshot: Snapshot) -> None:
+        with self._file.call("attach", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if inner.state_path(snapshot) not in world.files:
+                raise HvctlError(f"{vm.name} has no device state of {snapshot.name}.")
+            if snapshot.vmstate_node not in inside.nodes:
+                inside.nodes.append(snapshot.vmstate_node)
+
+    def difference(self, one: Snapshot, other: Snapshot) -> Difference:
+        with self._file.call("difference", one.vm_uuid, looks=True) as world:
+            ram = inner.ranges(*(bytes.fromhex(inner.stored(world, s).text) for s in (one, other)))
+            overlays = {
+                d.target: world.files[str(d.path)] for d in world.vms[one.vm_uuid].disks if d.path in world.files
+            }
+            disks = []
+            for target in sorted(one.targets):
+                found = inner.ranges(*(overlays[target].tags[s.tag].text.encode() for s in (one, other)))
+                disks.append(DiskDifference(target, 1, sum(r.end - r.start for r in found), found))
+            regions = (RegionDifference(one.regions[0].name, sum(r.end - r.start for r in ram), ram),)
+            return Difference(regions, tuple(disks))
+
+    def arm(self, vm: Vm, tracker: TrackerKind) -> Tracking:
+        with self._file.call("arm", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if inside.state is not State.PAUSED:
+                raise RefusedError(f"{vm.name} is {inside.state}, not paused.", f"virsh suspend {vm.name}")
+            return inner.arm(inside, vm, tracker)
+
     def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("save_state", vm.uuid) as world:
-            inside = _paused(world, vm, snapshot)
+            inside = inner.paused(world, vm, snapshot)
             if snapshot.vmstate_node not in inside.nodes:
                 raise HvctlError(f"{vm.name} has no node {snapshot.vmstate_node} for the device state.")
-            world.files[_state_path(snapshot)] = File(_copy(inside.devices))
-            for overlay in _overlays(world, inside):
-                overlay.tags[snapshot.tag] = _copy(overlay.part)
+            world.files[inner.state_path(snapshot)] = File(inner.copy(inside.devices))
+            for overlay in inner.overlays(world, inside, snapshot.nodes):
+                overlay.tags[snapshot.tag] = inner.copy(overlay.part)
 
-    def copy_ram(self, vm: Vm, snapshot: Snapshot) -> int:
+    def copy_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, live: bool = False
+    ) -> int:
         with self._file.call("copy_ram", vm.uuid) as world:
-            half = Part(_paused(world, vm, snapshot).ram.text[:HALF])
-            world.files[_ram_path(snapshot)] = File(half)
+            inside = inner.process_of(world, vm) if live else inner.paused(world, vm, snapshot)
+            if inner.state_path(snapshot) not in world.files:
+                raise HvctlError(f"there is no folder for snapshot {snapshot.name}.")
+            parent = world.files[inner.ram_path(snapshot, snapshot.parent)].part.text if snapshot.parent else ""
+            half = Part(inside.ram.text[:HALF])
+            world.files[inner.ram_path(snapshot)] = File(half)
+            if live:
+                return inner.unlike(half.text, parent[:HALF])
         # Two changes, so that a death in between leaves half a copy, as it does of real RAM.
         with self._file.change() as world:
-            inside = _process_of(world, vm)
-            world.files[_ram_path(snapshot)] = File(_copy(inside.ram))
-            return len(inside.ram.text) // 2
+            inside = inner.process_of(world, vm)
+            if inside.tracking is None:
+                inner.arm(inside, vm, tracker)
+            world.files[inner.ram_path(snapshot)] = File(inner.copy(inside.ram))
+            inside.ram_of = snapshot.folder
+            inner.settle(inside, snapshot)
+            return inner.unlike(inside.ram.text, parent)
+
+    def patch_ram(self, vm: Vm, scratch: Snapshot, source: Snapshot, ranges: Sequence[Range] | None) -> int:
+        with self._file.call("patch_ram", vm.uuid) as world:
+            inside = inner.paused(world, vm, scratch)
+            mine, theirs = inner.stored(world, scratch), inner.stored(world, source)
+            size = scratch.ram_size // RAM_BYTES
+            for r in [Range(0, scratch.ram_size)] if ranges is None else ranges:
+                if r.end > scratch.ram_size:
+                    raise RefusedError(f"{r.start:#x} to {r.end:#x} is not one piece of guest RAM.")
+                first, last = 2 * (r.start // size), 2 * -(-r.end // size)
+                mine.text = mine.text[:first] + theirs.text[first:last] + mine.text[last:]
+            # RAM is as it was, and so no more that of the copy.
+            inside.ram_of = None
+            return sum(r.end - r.start for r in ranges) if ranges else scratch.ram_size
 
     def publish(self, snapshot: Snapshot) -> None:
         with self._file.call("publish", snapshot.vm_uuid) as world:
-            world.files[_manifest_path(snapshot)] = File(Part(codec.dump_json(snapshot).decode()))
+            whole = replace(snapshot, stored=len(inner.stored(world, snapshot).text) // 2)
+            world.files[inner.manifest_path(snapshot)] = File(Part(codec.dump_json(whole).decode()))
 
-    def restore_ram(self, vm: Vm, snapshot: Snapshot) -> int:
+    def restore_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
         with self._file.call("restore_ram", vm.uuid) as world:
-            inside = _paused(world, vm, snapshot)
-            stored = _stored(world, snapshot)
-            before = inside.ram.text
-            if before != stored.text:
-                inside.ram = Part(stored.text[:HALF] + before[HALF:], world.tick())
+            inside = inner.paused(world, vm, snapshot)
+            stored, before, kind = inner.stored(world, snapshot), inside.ram.text, inner.tracked_by(inside, tracker)
+            wanted = stored.text
+            if kind is TrackerKind.COMPARE:
+                inner.arm(inside, vm, tracker)
+            elif inside.behaviour.tracker_misses:
+                seen = len(wanted) - 2 * inside.behaviour.tracker_misses
+                wanted = wanted[:seen] + before[seen:]
+            inside.ram_of = None
+            if before != wanted:
+                inside.ram = Part(wanted[:HALF] + before[HALF:], world.tick())
         with self._file.change() as world:
-            _process_of(world, vm).ram = _copy(stored)
-        pages = zip(bytes.fromhex(before), bytes.fromhex(stored.text), strict=False)
-        return sum(a != b for a, b in pages)
+            inside = inner.process_of(world, vm)
+            inside.ram = Part(wanted, stored.moment)
+            inside.ram_of = snapshot.folder
+            state = inner.settle(inside, snapshot, reset=after_load)
+        pages = inner.unlike(before, wanted)
+        return Restored(pages, pages, kind, state.kind, state.reason)
 
-    def load_state(self, vm: Vm, snapshot: Snapshot) -> None:
+    def audit(self, vm: Vm, snapshot: Snapshot) -> int:
+        with self._file.call("audit", vm.uuid) as world:
+            inside = inner.paused(world, vm, snapshot)
+            missed = inner.unlike(inside.ram.text, inner.stored(world, snapshot).text)
+            if missed and inside.tracking:
+                disabled = {**inside.tracking.disabled, inside.tracking.kind.value: "an audit found what it had missed"}
+                inside.tracking = replace(inside.tracking, kind=TrackerKind.COMPARE, base=None, disabled=disabled)
+            return missed
+
+    def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
         with self._file.call("load_state", vm.uuid) as world:
-            inside = _paused(world, vm, snapshot)
-            state = world.files.get(_state_path(snapshot))
-            overlays = _overlays(world, inside)
+            inside = inner.paused(world, vm, snapshot)
+            state = world.files.get(inner.state_path(snapshot))
+            overlays = inner.overlays(world, inside, snapshot.nodes if nodes is None else tuple(nodes))
             held = snapshot.vmstate_node in inside.nodes and all(snapshot.tag in o.tags for o in overlays)
             if state is None or not held:
                 raise RefusedError(f"snapshot {snapshot.name} is damaged: {vm.name} does not hold all of it.")
-            if inside.dead or inside.ram != _stored(world, snapshot):
+            # Of the whole machine RAM must be that of the snapshot; of parts, all of it that of some snapshot.
+            if inside.dead or inside.ram_of is None or (nodes is None and inside.ram_of != snapshot.folder):
                 inside.dead = True
                 raise GuestError(f"the state of {snapshot.name} could not be loaded: {vm.name} must not continue.")
-            inside.devices = _copy(state.part)
+            inside.devices = inner.copy(state.part)
+            if nodes is not None:
+                # What stays, stays of one moment with the rest: whoever asked for it has been told.
+                for kept in life.parts(world, inside)[1:]:
+                    kept.moment = inside.ram.moment
             for overlay in overlays:
-                overlay.part = _copy(overlay.tags[snapshot.tag])
+                overlay.part = inner.copy(overlay.tags[snapshot.tag])
             # The machine reset inside a load writes ROMs and tables into RAM.
             inside.ram = Part("f0" * TOUCHED_BY_LOAD + inside.ram.text[2 * TOUCHED_BY_LOAD :], world.tick())
+            inside.ram_of = None
             inside.agent_gap = inside.behaviour.agent_gap
             inside.guest_time = None
             inside.live = replace(inside.allocation, memory=snapshot.balloon)
 
+    def prepare_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> None:
+        with self._file.call("prepare_disk", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            known = inside.prepared.get(target)
+            if known is None or not known.begun:
+                overlay = inner.overlay_of(world, inside, target)
+                if snapshot.tag not in overlay.tags:
+                    raise RefusedError(f"disk {target} of {vm.name} does not hold {snapshot.name}.")
+                inside.prepared[target] = Prepared(snapshot.tag, range)
+
+    def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
+        with self._file.call("restore_disk", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            overlay, ready = inner.overlay_of(world, inside, target), inside.prepared.get(target)
+            if ready is None or (ready.tag, ready.range) != (snapshot.tag, range):
+                raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.")
+            ready.begun = True
+            was = overlay.tags[snapshot.tag].text
+            if range is not None:
+                size = max(len(was), len(overlay.part.text))
+                now, was = overlay.part.text.ljust(size, "\0"), was.ljust(size, "\0")
+                was = (now[: range.start] + was[range.start : range.end] + now[range.end :]).rstrip("\0")
+        # Two changes, as of RAM. The guest has released it, so that it is of any moment.
+        with self._file.change() as world:
+            inside = inner.process_of(world, vm)
+            inner.overlay_of(world, inside, target).part = Part(was, inside.devices.moment)
+            del inside.prepared[target]
+            return {"away": 0.0}
+
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("restore_balloon", vm.uuid) as world:
-            inside = _process_of(world, vm)
+            inside = inner.process_of(world, vm)
             if not inside.has_balloon or inside.allocation.memory == snapshot.balloon:
                 return
             if not inside.behaviour.balloon_driver:
@@ -153,38 +268,8 @@ class FakeMachine:
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
         with self._file.call("drop", snapshot.vm_uuid) as world:
-            world.files.pop(_manifest_path(snapshot), None)
-            inside = world.vms.get(snapshot.vm_uuid)
-            if inside and vm and snapshot.vmstate_node in inside.nodes:
-                inside.nodes.remove(snapshot.vmstate_node)
-            for overlay in _overlays(world, inside) if inside else ():
-                overlay.tags.pop(snapshot.tag, None)
-            folder = f"{snapshot.folder}/"
-            world.files = {p: f for p, f in world.files.items() if not p.startswith(folder)}
+            inner.drop(world, vm, snapshot)
 
-    def snapshots(self, uuid: str | None = None) -> Sequence[Snapshot]:
+    def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
         with self._file.call("snapshots", uuid, looks=True) as world:
-            found = []
-            for path, file in world.files.items():
-                if not path.endswith("/manifest.json"):
-                    continue
-                try:
-                    found.append(codec.load_json(Snapshot, file.part.text))
-                except HvctlError:
-                    continue
-            return sorted((s for s in found if uuid in (None, s.vm_uuid)), key=lambda s: (s.created_at, s.id))
-
-
-def _copy(part: Part) -> Part:
-    return Part(part.text, part.moment)
-
-
-def _overlays(world: World, inside: FakeVm) -> list[File]:
-    return [world.files[d.path] for d in inside.disks if d.writable and d.path in world.files]
-
-
-def _stored(world: World, snapshot: Snapshot) -> Part:
-    stored = world.files.get(_ram_path(snapshot))
-    if stored is None:
-        raise NotFoundError(f"the RAM of snapshot {snapshot.name} is not there.", "hvctl snapshot list")
-    return stored.part
+            return [s for s in inner.published(world, uuid) if hidden or not s.hidden]

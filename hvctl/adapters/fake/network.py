@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hvctl.adapters.fake.file import WorldFile
-from hvctl.adapters.fake.state import File, Ifb
+from hvctl.adapters.fake.state import File, Ifb, Part
 from hvctl.adapters.shaping import bucket, ifb_name
 from hvctl.errors import NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
+from hvctl.model.archive import Placement
 from hvctl.model.flows import Forgotten
 from hvctl.model.vm import Nic, VmSpec
 
@@ -112,3 +113,49 @@ class FakeStorage:
     def folders(self) -> tuple[str, ...]:
         with self._file.call("folders", looks=True) as world:
             return tuple(sorted(world.folders))
+
+    def place_disks(self, uuid: str, load: str, disks: Sequence[Placement]) -> None:
+        with self._file.call("place_disks", uuid) as world:
+            if any(d.source not in world.files or d.overlay not in world.files for d in disks):
+                raise RefusedError("a disk of the saved snapshot is not there.")
+            world.files.setdefault(_note(uuid), File(Part(load)))
+        for disk in disks:
+            # One change each, so that a death in between leaves some of them.
+            with self._file.change() as world:
+                old = f"{disk.overlay}.{load}.old"
+                if old not in world.files:
+                    world.files[old] = world.files[disk.overlay]
+                    world.files[disk.overlay] = _copy(world.files[disk.source])
+
+    def return_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        if self.kept_disks(uuid) != load:
+            return
+        for overlay in overlays:
+            with self._file.call("return_disks", uuid) as world:
+                old = world.files.pop(f"{overlay}.{load}.old", None)
+                world.files[overlay] = old or world.files[overlay]
+        with self._file.change() as world:
+            del world.files[_note(uuid)]
+
+    def release_disks(self, uuid: str, load: str, overlays: Sequence[str]) -> None:
+        with self._file.call("release_disks", uuid) as world:
+            note = world.files.get(_note(uuid))
+            if note is not None and note.part.text == load:
+                del world.files[_note(uuid)]
+        for overlay in overlays:
+            with self._file.change() as world:
+                world.files.pop(f"{overlay}.{load}.old", None)
+
+    def kept_disks(self, uuid: str) -> str | None:
+        with self._file.call("kept_disks", uuid, looks=True) as world:
+            note = world.files.get(_note(uuid))
+            return note.part.text if note else None
+
+
+def _note(uuid: str) -> str:
+    return f"/fake/vms/{uuid}/load.json"
+
+
+def _copy(file: File) -> File:
+    tags = {name: Part(part.text, part.moment) for name, part in file.tags.items()}
+    return File(Part(file.part.text, file.part.moment), tags)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from hvctl.errors import NotFoundError
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.host import HostFacts
+from hvctl.model.snapshot import Range
+from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import Accel, Disk, Nic, Process, State
 
 RAM_BYTES = 256
@@ -31,6 +33,15 @@ class File:
 
 
 @dataclass(slots=True)
+class Prepared:
+    """What is ready to be put in place of a disk: which internal snapshot, and which bytes of it (None: all)."""
+
+    tag: str
+    range: Range | None = None
+    begun: bool = False
+
+
+@dataclass(slots=True)
 class Exec:
     """What a scripted guest-exec gives back."""
 
@@ -46,6 +57,7 @@ class Behaviour:
     balloon_floor and used_memory are bytes: the balloon driver gives nothing below the floor; statistics report
     actual - used_memory as usable. agent_gap is how many agent calls after a state load find it not connected.
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
+    trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
     exec maps a whole guest-exec command line to its result (others echo their arguments).
     """
 
@@ -61,6 +73,9 @@ class Behaviour:
     onlines_vcpus: bool = True
     keeps_vcpus: bool = False
     ignores_shutdown: bool = False
+    answers_pulse: bool = True
+    trackers: list[TrackerKind] = field(default_factory=lambda: [TrackerKind.UFFD])
+    tracker_misses: int = 0
 
 
 @dataclass(slots=True)
@@ -68,7 +83,8 @@ class FakeVm:
     """One domain with its QEMU process and guest. config is the persistent definition, live what is in force.
 
     ram is hexadecimal. dead: a state load failed in this process. torn: a guest ran whose parts were of different
-    moments, which must never happen.
+    moments, which must never happen. ram_of: the folder of the snapshot that RAM equals since it was written to be so;
+    None once the guest ran, or a load wrote into it.
     """
 
     uuid: str
@@ -90,6 +106,7 @@ class FakeVm:
     config_missing: list[str] = field(default_factory=list)
     has_balloon: bool = True
     has_agent: bool = True
+    has_pulse: bool = True
     persistent: bool = True
     behaviour: Behaviour = field(default_factory=Behaviour)
     state: State = State.OFF
@@ -104,6 +121,11 @@ class FakeVm:
     dead: bool = False
     torn: bool = False
     agent_gap: int = 0
+    greeted: bool = False
+    told_time: bool = False
+    tracking: Tracking | None = None
+    ram_of: str | None = None
+    prepared: dict[str, Prepared] = field(default_factory=dict)
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
     exits: dict[int, Exec] = field(default_factory=dict)

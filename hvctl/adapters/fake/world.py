@@ -147,6 +147,11 @@ class FakeWorld:
             if not inside.state.active:
                 del world.vms[inside.uuid]
 
+    def unplug_pulse(self, vm: str) -> None:
+        """A VM without the port for signs of life."""
+        with self._file.change() as world:
+            world.vm(vm).has_pulse = False
+
     def rename(self, vm: str, name: str) -> None:
         with self._file.change() as world:
             world.vm(vm).name = name

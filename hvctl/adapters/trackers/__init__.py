@@ -47,6 +47,10 @@ class Tracker(Protocol):
         soft-dirty the guest must be paused. RefusedError: the tracker lost its hold; what was dirty is not known."""
         ...
 
+    def peek(self) -> NDArray[np.int64]:
+        """What collect would answer now, for one who wants to be prepared; changes nothing. Errors as of collect."""
+        ...
+
     def token(self) -> str:
         """With which another hvctl goes on."""
         ...

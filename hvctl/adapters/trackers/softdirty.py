@@ -40,6 +40,11 @@ class SoftDirty:
             raise self._lost(e.strerror or str(e)) from e
 
     def collect(self) -> Ranges:
+        found = self.peek()
+        self.arm()
+        return found
+
+    def peek(self) -> Ranges:
         found = []
         try:
             for span in self._spans:
@@ -50,7 +55,6 @@ class SoftDirty:
             raise self._lost(e.strerror or str(e)) from e
         if not self._mapped.whole():
             raise self._lost("a part of it is not mapped any more")
-        self.arm()
         return merged(found)
 
     def token(self) -> str:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -113,12 +113,18 @@ class Userfault:
         if not self._mapped.whole():
             raise self._lost()
 
+    def peek(self) -> Ranges:
+        return self._ranges(self._pagemap.written)
+
     def collect(self) -> Ranges:
+        return self._ranges(self._pagemap.take_written)
+
+    def _ranges(self, ask: Callable[[int, int], Iterator[Ranges]]) -> Ranges:
         found = []
         try:
             for span in self._spans:
                 shift = span.offset - span.address
-                found += [r + shift for r in self._pagemap.take_written(span.address, span.address + span.length)]
+                found += [r + shift for r in ask(span.address, span.address + span.length)]
         except OSError as e:
             raise self._lost(e) from e
         if not self._mapped.whole():

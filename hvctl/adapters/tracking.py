@@ -1,0 +1,214 @@
+"""The dirty tracker of one QEMU process over many operations: chosen by a probe, armed, gone on with, distrusted.
+
+What is known is a small file on the tmpfs of the snapshots. It is written before the tracker is asked, since asking
+arms it again: whoever dies between the two leaves "nothing is known", and the next reset compares all RAM.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from hvctl import codec
+from hvctl.adapters import pages as pg
+from hvctl.adapters.guestram import GuestRam
+from hvctl.adapters.pages import Pages
+from hvctl.adapters.trackers import Tracker, end_tracker, open_tracker, resume_tracker, self_probe
+from hvctl.errors import HvctlError, RefusedError
+from hvctl.model.tracker import TrackerKind, Tracking
+from hvctl.model.vm import Process
+
+STATE: Final = "tracking.json"
+CARRIED: Final = "carried"
+FAST: Final = (TrackerKind.UFFD, TrackerKind.SOFT_DIRTY)
+
+
+class RamTracking:
+    """The tracking of the process that maps `ram`; folder is the VM's among the snapshots. Close it."""
+
+    def __init__(self, folder: Path, process: Process, ram: GuestRam) -> None:
+        self._folder = folder
+        self._ram = ram
+        self._tracker: Tracker | None = None
+        self.state = _load(folder, process, ram) or Tracking(process, ram.regions)
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+        self._tracker = None
+
+    def arm(self, wanted: TrackerKind) -> None:
+        """From now on writes are noted, by the tracker that is there or by the best of `wanted` that passes its probe;
+        nothing is known of what was before. The guest is paused."""
+        self._forget()
+        if self._resumed(wanted):
+            try:
+                self._taken()
+                return
+            except RefusedError as e:
+                self._distrust(self.state.kind, e.message)
+        self.end()
+        reasons = []
+        for kind in FAST if wanted is TrackerKind.AUTO else (wanted,):
+            if kind is TrackerKind.COMPARE:
+                continue
+            if kind.value in self.state.disabled:
+                reasons.append(f"{kind}: {self.state.disabled[kind.value]}")
+                continue
+            try:
+                self._open(kind)
+                return
+            except RefusedError as e:
+                self.end()
+                reasons.append(f"{kind}: {e.message}")
+        if wanted is not TrackerKind.AUTO and reasons:
+            raise RefusedError(f"the tracker {wanted} cannot be used: {reasons[0]}", "--tracker auto takes what works")
+        self._save(replace(self.state, kind=TrackerKind.COMPARE, reason="; ".join(reasons) or "as asked", token=""))
+
+    def _open(self, kind: TrackerKind) -> None:
+        pid, spans = self.state.process.pid, self._ram.spans()
+        tracker = open_tracker(kind.value, pid, spans)
+        self._tracker = tracker
+        self._save(replace(self.state, kind=kind, token=tracker.token(), reason="it passed its probe on this VM"))
+        self_probe(tracker, pid, spans)
+        tracker.arm()
+
+    def end(self) -> None:
+        """The tracker leaves the process; nothing is known any more."""
+        self._forget()
+        if self.state.token:
+            self.close()
+            with suppress(RefusedError):
+                end_tracker(self.state.kind.value, self.state.process.pid, self._ram.spans(), self.state.token)
+            self._save(replace(self.state, kind=TrackerKind.COMPARE, token=""))
+
+    def expected(self, wanted: TrackerKind, inflations: int | None) -> tuple[str, Pages] | None:
+        """What `written` would answer now, while the guest runs; changes nothing."""
+        base = self._base(wanted, inflations)
+        if base is None or self._tracker is None:
+            return None
+        try:
+            return base, pg.union(pg.of_spans(self._tracker.peek()), self._carried())
+        except RefusedError:
+            return None
+
+    def written(self, wanted: TrackerKind, inflations: int | None) -> tuple[str, Pages] | None:
+        """The snapshot that RAM is of, and the pages that differ from it; None if that is not known.
+
+        What was known is gone after it: `settle` says what RAM is then. inflations None: it was just compared."""
+        base = self._base(wanted, inflations)
+        if base is None:
+            return None
+        carried = self._carried()
+        self._forget()
+        try:
+            return base, pg.union(self._taken(), carried)
+        except RefusedError as e:
+            self._distrust(self.state.kind, e.message)
+            return None
+
+    def _base(self, wanted: TrackerKind, inflations: int | None) -> str | None:
+        """The snapshot that RAM is of but for what the tracker tells; None if that is not known."""
+        quiet = inflations is not None and inflations == self.state.inflations
+        return self.state.base if quiet and self.state.base is not None and self._resumed(wanted) else None
+
+    def again(self) -> Pages | None:
+        """What was written since `written` or `arm` of this same pause or pass; None without a fast tracker."""
+        return self._taken() if self._tracker is not None else None
+
+    def settle(self, base: str, pages: Pages = pg.NONE, *, inflations: int | None = None, reset: bool = False) -> None:
+        """From here on RAM is that of `base`, but for `pages` and what the tracker will report."""
+        if self._tracker is None:
+            self._save(replace(self.state, resets=self.state.resets + reset))
+            return
+        if pages.size:
+            _write(self._folder / CARRIED, pages)
+        self._save(
+            replace(
+                self.state,
+                base=base,
+                carried=pages.size,
+                inflations=inflations,
+                resets=self.state.resets + reset,
+            )
+        )
+
+    def rebase(self, gone: str, base: str | None, own: Pages) -> None:
+        """The snapshot `gone` is deleted; what only it held (`own`) differs from its parent `base`."""
+        if self.state.base != gone:
+            return
+        if base is None:
+            self._forget()
+            return
+        carried = pg.union(self._carried(), own)
+        self._forget()
+        _write(self._folder / CARRIED, carried)
+        self._save(replace(self.state, base=base, carried=carried.size))
+
+    def distrust(self, why: str) -> None:
+        """The tracker in use was wrong: it is ended, and not used for this process again."""
+        self._distrust(self.state.kind, why)
+
+    def _distrust(self, kind: TrackerKind, why: str) -> None:
+        self.end()
+        self._save(replace(self.state, disabled={**self.state.disabled, kind.value: why}))
+
+    def _resumed(self, wanted: TrackerKind) -> bool:
+        if self.state.kind not in FAST or wanted not in (TrackerKind.AUTO, self.state.kind):
+            return False
+        if self._tracker is None:
+            try:
+                pid, spans = self.state.process.pid, self._ram.spans()
+                self._tracker = resume_tracker(self.state.kind.value, pid, spans, self.state.token)
+            except RefusedError:
+                return False
+        return True
+
+    def _taken(self) -> Pages:
+        assert self._tracker is not None
+        return pg.of_spans(self._tracker.collect())
+
+    def _carried(self) -> Pages:
+        if not self.state.carried:
+            return pg.NONE
+        return np.frombuffer((self._folder / CARRIED).read_bytes(), np.int64)[: self.state.carried]
+
+    def _forget(self) -> None:
+        if self.state.base is not None or self.state.carried:
+            self._save(replace(self.state, base=None, carried=0))
+
+    def _save(self, state: Tracking) -> None:
+        self.state = state
+        _write_state(self._folder / STATE, codec.dump_json(state))
+
+
+def known(folder: Path, process: Process) -> Tracking | None:
+    """What the file says of this process, for those who only want to know."""
+    try:
+        state = codec.load_json(Tracking, (folder / STATE).read_bytes())
+    except (OSError, HvctlError):
+        return None
+    return state if state.process == process else None
+
+
+def _load(folder: Path, process: Process, ram: GuestRam) -> Tracking | None:
+    state = known(folder, process)
+    return state if state is not None and state.regions == ram.regions else None
+
+
+def _write(path: Path, pages: Pages) -> None:
+    _write_state(path, pages.tobytes())
+
+
+def _write_state(path: Path, content: bytes) -> None:
+    """Replaced whole. It lives on a tmpfs, which survives the death of hvctl and nothing more, so nothing is synced."""
+    new = path.with_name(f".{path.name}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(content)
+    new.replace(path)

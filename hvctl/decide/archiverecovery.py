@@ -1,0 +1,88 @@
+"""What becomes of a save and of a load whose owner died."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hvctl.decide.allocate import plan_allocation
+from hvctl.decide.answer import Answer
+from hvctl.decide.archive import starts_with
+from hvctl.model.archivesteps import DropArchive, ReleaseDisks, ReturnDisks
+from hvctl.model.operation import Before, OpState, Phase
+from hvctl.model.plan import (
+    ClearNics,
+    Destroy,
+    DropSnapshot,
+    Enter,
+    Refusal,
+    Resume,
+    SetMemory,
+    SetNicLimit,
+    SetRecord,
+    Step,
+)
+from hvctl.model.snapshot import Snapshot
+from hvctl.model.vm import State, Vm
+
+
+def save_answer(before: Before, archived: bool) -> Answer:
+    """A folder that has its name is whole; everything else goes."""
+    drop: tuple[Step, ...] = (DropArchive(before.snapshot, before.archive),) if before.snapshot else ()
+    if archived:
+        return Answer(OpState.DONE, drop, "the snapshot was saved")
+    return Answer(OpState.UNDONE, drop, "what was saved of it was removed")
+
+
+def load_answer(
+    uuid: str, phase: Phase, before: Before, now: Vm | None, snapshots: tuple[Snapshot, ...], kept: bool
+) -> Answer:
+    """Whether the old disks are kept tells how far it came, also where the mark is lost (a restart of the host takes it
+    away): as long as they are, the guest has not run with the new ones by hvctl's hand, and all can be taken back."""
+    snapshot = before.snapshot
+    if snapshot is None or before.vm is None:
+        return Answer(OpState.UNDONE, reason="nothing was touched")
+    active = now is not None and now.state.active
+    overlays = tuple(str(d.path) for d in before.vm.disks if d.writable)
+    release = ReleaseDisks(uuid, before.load, overlays)
+    process = now.process if now else None
+    loaded = any(s.id == snapshot.id and s.binding.process == process for s in snapshots)
+    if now is not None and active and (phase is Phase.COMMITTED if kept else loaded):
+        # The guest may have worked since: finishing must not take that away.
+        return Answer(OpState.DONE, (release, *_finished(now, before)), "the load was complete", goal_holds=True)
+    if now is not None and active and kept and now.state is not State.PAUSED:
+        return Answer(
+            OpState.QUARANTINED,
+            reason="somebody started or resumed the guest in the middle of a load: its memory may be mixed."
+            f" Its disks from before lie beside these, and end in .{before.load}.old",
+        )
+    if not kept and phase is Phase.COMMITTED:
+        steps = (release, DropSnapshot(snapshot))
+        return Answer(OpState.FAILED, steps, "the QEMU process died after the load; the disks are the loaded ones")
+    # A VM that is active without the old disks being kept was started by somebody else, before any was replaced.
+    end: tuple[Step, ...] = (Destroy(uuid), ClearNics(uuid)) if kept else ()
+    back = (DropSnapshot(snapshot), ReturnDisks(uuid, before.load, overlays)) if kept or not active else ()
+    defined = _defined_before(before, snapshot) if now is not None else ()
+    steps = (Enter(Phase.TOUCHING), *end, *back, *defined)
+    return Answer(OpState.UNDONE, steps, "the VM has the disks that it had")
+
+
+def _finished(now: Vm, before: Before) -> tuple[Step, ...]:
+    uuid = now.uuid
+    taps = {n.mac for n in now.nics if n.tap}
+    wanted = before.goal.allocation.nics if before.goal else ()
+    limits = (SetNicLimit(uuid, n) for n in wanted if n.mac in taps and n != now.allocation.nic(n.mac))
+    resume = (Resume(uuid),) if now.state is State.PAUSED else ()
+    promise = (SetRecord(uuid, before.goal),) if before.goal else ()
+    return (*limits, *resume, *promise)
+
+
+def _defined_before(before: Before, snapshot: Snapshot) -> tuple[Step, ...]:
+    """The definition as it was: the load had changed it to what the snapshot needs."""
+    old = before.vm
+    if old is None or before.goal is None:
+        return ()
+    during = replace(old, allocation=starts_with(snapshot, before.goal))
+    plan = plan_allocation(during, old.allocation, None, None, margin=0)
+    if isinstance(plan, Refusal):
+        return ()
+    return tuple(replace(s, force=True) if isinstance(s, SetMemory) else s for s in plan.effects)
