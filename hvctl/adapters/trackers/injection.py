@@ -29,6 +29,7 @@ _PAUSE: Final = 0.001
 _STOP: Final = 0.1  # s that any stop is given, also one that was asked for at the last moment
 _CALL: Final = b"\x0f\x05\xc3"  # syscall; ret
 _RESTORER: Final = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"  # mov $15, %rax; syscall: every libc has it for its handlers
+_LIBC: Final = r"/(libc[.-]|ld-musl)"  # looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _find_code(pid: int) -> _Code:
     code = [m for m in mappings(pid) if m.rights[2] == "x" and m.path.startswith("/")]
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-            for mapping in sorted(code, key=lambda m: "libc" not in m.path):
+            for mapping in sorted(code, key=lambda m: not re.search(_LIBC, m.path)):
                 found = _in_mapping(memory.fileno(), mapping)
                 if found:
                     return found
@@ -166,8 +167,8 @@ def _in_mapping(memory: int, mapping: Mapping) -> _Code | None:
         if e.errno != errno.EIO:
             raise
         return None
-    call, restorer = re.search(re.escape(_CALL), content), re.search(re.escape(_RESTORER), content)
-    return _Code(mapping.start + call.start(), mapping.start + restorer.start()) if call and restorer else None
+    call, restorer = content.find(_CALL), content.find(_RESTORER)
+    return _Code(mapping.start + call, mapping.start + restorer) if call >= 0 and restorer >= 0 else None
 
 
 def _field(pid: int, tid: int, name: str) -> str:
