@@ -1,0 +1,579 @@
+"""One disk of a running VM goes back to a snapshot, looked at from outside: qemu-img, libvirt, /proc and the guest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvctl.adapters import diskseat, diskspare, guestdisk, qemuimg
+from hvctl.adapters.diskfiles import Files
+from hvctl.adapters.diskswap import restore_disk
+from hvctl.errors import GuestError, HvctlError, NotUndoneError, RefusedError
+from tests.contract.outside import MIB, made
+from tests.contract.real import RealOutside, real_outside
+from tests.host.diskpart import SIZE, Guest, content, die_at, images, two_disks, virsh
+
+pytestmark = pytest.mark.host
+
+SWAPS = 50
+CLUSTER = 65536
+# Every step of a reset at which a process can be killed; a test compares it with those there are.
+STEPS = [
+    *("keep", "add-away", "stop", "set-away", "del-format", "del-storage", "rename"),
+    *("add-storage", "add-format", "set-back", "del-away"),
+    *("query-status", "query-block", "query-named-block-nodes", "cont", "clean"),
+]
+RANDOM = "head -c {size} /dev/urandom | dd of=/dev/vdb bs=64k seek={block} conv=fsync 2>/dev/null"
+
+
+@pytest.fixture(scope="module")
+def outside(scrubbed_environment: None) -> Iterator[RealOutside]:
+    with real_outside() as real:
+        yield real
+
+
+@pytest.fixture(scope="module")
+def shared(outside: RealOutside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """Its second disk lies on a base image, with a file system where the guest keeps marks."""
+    spec = two_disks(outside.spec())
+    base = images(spec) / "base.raw"
+    base.parent.mkdir(mode=0o755)
+    with base.open("wb") as raw:
+        raw.truncate(SIZE)
+        raw.seek(8 * MIB)
+        raw.write(b"base" * (MIB // 2))
+    base.chmod(0o644)
+    extra = replace(spec.disks[1], backing=str(base), backing_format="raw")
+    with made(outside, replace(spec, disks=(spec.disks[0], extra)), start=True) as uuid:
+        guest = Guest(outside, uuid)
+        guest.sh("mkdir -p /extra")
+        yield guest
+
+
+@pytest.fixture
+def guest(shared: Guest) -> Iterator[Guest]:
+    """Blank again at the end: no snapshot, no file of a reset, nothing mounted."""
+    before = shared.files(), set(shared.nodes()), shared.devices()
+    shared.sh("/sbin/mke2fs -q -t ext4 -F /dev/vdb 6m")
+    yield shared
+    if shared.status() == "paused":
+        virsh("resume", shared.uuid)
+    shared.sh("while grep -q /extra /proc/mounts; do umount /extra; done")
+    for tag in list(shared.tags):
+        shared.delete(tag)
+    diskspare.forget(shared.overlay())
+    assert (shared.files(), set(shared.nodes()), shared.devices()) == before
+
+
+def write(guest: Guest, word: str) -> None:
+    """A mark on both disks and in RAM, and much more on vdb, in its file system and behind it."""
+    guest.sh(f"echo {word} > /data/mark; echo {word} > /run/mark; sync")
+    guest.sh("mount /dev/vdb /extra; head -c 200k /dev/urandom > /extra/$(date +%s%N); "
+             f"echo {word} > /extra/mark; umount /extra")  # fmt: skip
+    guest.sh(RANDOM.format(size="300k", block=160))
+
+
+def marks(guest: Guest) -> list[str]:
+    """Of RAM, the first disk and the second."""
+    return guest.sh("mount -o ro /dev/vdb /extra; cat /run/mark /data/mark /extra/mark; umount /extra").split()
+
+
+# --- what comes back and what stays
+
+
+def test_one_disk_goes_back_and_nothing_else(guest: Guest, tmp_path: Path) -> None:
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    write(guest, "now")
+    assert guest.digest() != digest
+    life = guest.vm.process
+    with guest.paused():
+        first = content(guest.overlay("vda"), tmp_path / "raw")
+        assert not guest.back("one").running
+        assert content(guest.overlay("vda"), tmp_path / "raw") == first
+        assert content(guest.overlay(), tmp_path / "raw") == digest
+    assert guest.digest() == digest == content(guest.overlay(), tmp_path / "raw", "one")
+    assert marks(guest) == ["now", "now", "then"]
+    assert guest.vm.process == life
+    assert guest.status() == "running"
+
+
+def test_whole_resets_and_disks_in_any_order(guest: Guest, tmp_path: Path) -> None:
+    """A disk that was put back holds all snapshots as it did."""
+    digests = {}
+    for tag in ("one", "two"):
+        write(guest, tag)
+        digests[tag] = guest.digest()
+        guest.take(tag)
+    for tag in ("two", "one"):
+        write(guest, "now")
+        guest.back(tag)
+        assert guest.digest() == digests[tag]
+        assert marks(guest) == ["now", "now", tag]
+        for whole in ("one", "two"):
+            guest.reset_all(whole)
+            assert guest.digest() == digests[whole]
+            assert marks(guest) == [whole] * 3
+    write(guest, "three")
+    digests["three"] = guest.digest()
+    guest.take("three")
+    guest.back("one")
+    guest.reset_all("three")
+    assert guest.digest() == digests["three"]
+    guest.delete("two")
+    for tag in ("one", "three"):
+        guest.back(tag)
+        assert guest.digest() == digests[tag] == content(guest.overlay(), tmp_path / "raw", tag)
+    with guest.paused():
+        qemuimg.check(_copied(guest.overlay(), tmp_path))
+
+
+def _copied(overlay: Path, folder: Path) -> Path:
+    subprocess.run(["cp", "--sparse=always", overlay, folder / "copy"], check=True)
+    return folder / "copy"
+
+
+def test_a_prepared_reset_is_used_as_long_as_it_fits(guest: Guest) -> None:
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    plan = guest.prepare("one")
+    write(guest, "now")
+    with guest.monitor() as qmp:
+        seat = guest.seat(qmp)
+        found = diskspare.prepared(guest.overlay())
+        assert found == plan
+        assert diskspare.fits(found, seat, "one")
+        assert not diskspare.fits(found, seat, "other")
+        assert not diskspare.fits(found, seat, "one", (0, 512))
+        restore_disk(qmp, found)
+        assert not diskspare.fits(found, guest.seat(qmp), "one")
+    assert guest.digest() == digest
+    pristine = Files(guest.overlay()).pristine("one")
+    made_at = pristine.stat().st_mtime_ns
+    plan = guest.prepare("one")
+    assert pristine.stat().st_mtime_ns == made_at
+    guest.take("two")
+    with guest.monitor() as qmp:
+        assert not diskspare.fits(plan, guest.seat(qmp), "one")
+        with pytest.raises(RefusedError, match="does not fit any more"):
+            restore_disk(qmp, plan)
+    write(guest, "now")
+    guest.back("one")
+    assert pristine.stat().st_mtime_ns != made_at
+    assert guest.digest() == digest
+    assert set(qemuimg.list_internal_snapshots(guest.overlay())) == {"one", "two"}
+
+
+def test_a_guest_that_writes_while_a_copy_is_made(guest: Guest, tmp_path: Path) -> None:
+    """The copy is whole all the same: the snapshot's bytes, and an image without damage."""
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    loop = "while [ -e /run/busy ]; do head -c 100k /dev/urandom | dd of=/dev/vdb bs=64k seek=200 conv=fsync; done"
+    guest.sh(f"touch /run/busy; ({loop}) > /dev/null 2>&1 &")
+    guest.outside.host.domains.agent(guest.uuid, "guest-ping", {}, 5.0)
+    plan = guest.prepare("one")
+    guest.sh("rm /run/busy; sync")
+    files = Files(guest.overlay())
+    assert content(files.pristine("one"), tmp_path / "raw") == digest
+    qemuimg.check(files.spare)
+    assert guest.status() == "running"
+    assert guest.restore(plan).running
+    assert guest.digest() == digest
+
+
+# --- libvirt
+
+
+def test_libvirt_sees_no_difference(guest: Guest) -> None:
+    guest.take("one")
+    limits = ("--total-iops-sec", "300", "--total-bytes-sec", "1048576")
+    virsh("blkdeviotune", guest.uuid, "vdb", *limits)
+    virsh("domblkthreshold", guest.uuid, "vdb", str(10 << 30))
+
+    def told() -> list[str]:
+        commands = (["dumpxml"], ["domblklist", "--details"], ["domstate", "--reason"])
+        return [virsh(c, guest.uuid, *rest) for c, *rest in commands] + [
+            virsh("blkdeviotune", guest.uuid, "vdb"),
+            str(guest.ask("query-block")[1]["inserted"]["iops"]),
+            re.sub("Allocation.*|Physical.*", "", virsh("domblkinfo", guest.uuid, "vdb")),
+            str(sorted((name, n["write_threshold"]) for name, n in guest.nodes().items())),
+        ]
+
+    def written() -> int:
+        found = re.search(r"wr_bytes\s+(\d+)", virsh("domblkstat", guest.uuid, "vdb"))
+        assert found is not None
+        return int(found[1])
+
+    before, bytes_before = told(), written()
+    guest.sh(RANDOM.format(size="64k", block=0))
+    guest.back("one")
+    assert told() == before
+    # The device counts on.
+    assert written() >= bytes_before + 64 * 1024
+    # At 1 MiB a second, of which the first second may be had at once: less time than this cannot pass.
+    start = time.monotonic()
+    guest.sh("dd if=/dev/vdb of=/dev/null bs=64k count=48 iflag=direct")
+    assert time.monotonic() - start >= 1.0
+    virsh("blkdeviotune", guest.uuid, "vdb", "--total-iops-sec", "0", "--total-bytes-sec", "0")
+    virsh("domblkthreshold", guest.uuid, "vdb", "0")
+
+
+def _options(nodes: dict[str, Any]) -> dict[str, str]:
+    return {name: diskseat.look(node) for name, node in nodes.items()}
+
+
+def test_options_of_a_node_from_either_source_are_the_same(guest: Guest) -> None:
+    """A disk that was there at the start: the command line's, and what would be made of libvirt's words."""
+    with guest.monitor() as qmp:
+        seat = guest.seat(qmp)
+        seen = diskseat.sight(qmp.execute_all(diskseat.QUESTIONS))
+    driver = diskseat.disk_driver(virsh("dumpxml", guest.uuid), "vdb")
+    plugged = diskseat._plugged(seen.nodes[seat.nodes[0]], driver, seen)
+    assert plugged == ({**seat.format, "detect-zeroes": "off"}, seat.storage)
+
+
+def test_a_disk_that_was_plugged(guest: Guest) -> None:
+    image = guest.overlay().with_name("plugged.qcow2")
+    qemuimg.create_empty(image, 8 * MIB)
+    os.chown(image, *guest._owner())
+    options = ("--subdriver", "qcow2", "--cache", "none", "--io", "threads", "--live")
+    virsh("attach-disk", guest.uuid, str(image), "vdc", *options)
+    try:
+        guest.sh("until [ -e /dev/vdc ]; do usleep 20000; done; echo then | dd of=/dev/vdc conv=fsync")
+        guest.take("one")
+        digest = guest.digest("/dev/vdc")
+        guest.sh("echo now | dd of=/dev/vdc conv=fsync")
+        before = guest.nodes()
+        guest.restore(guest.prepare("one", target="vdc"))
+        assert guest.digest("/dev/vdc") == digest
+        assert _options(guest.nodes()) == _options(before)
+        guest.delete("one")
+    finally:
+        diskspare.forget(image)
+        virsh("detach-disk", guest.uuid, "vdc", "--live")
+        while "vdc" in virsh("domblklist", guest.uuid):
+            time.sleep(0.05)
+        image.unlink()
+
+
+# --- killed, refused, failed
+
+
+def test_killed_at_every_step(guest: Guest) -> None:
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    nodes, names = _options(guest.nodes()), list[str]()
+    with guest.monitor() as qmp:
+        plan = diskspare.prepare(qmp, guest.seat(qmp), "one")
+        restore_disk(qmp, plan, at=names.append)
+    assert names == STEPS
+    for step in STEPS:
+        guest.sh(RANDOM.format(size="100k", block=STEPS.index(step) * 16))
+        assert guest.digest() != digest
+        guest.prepare("one")
+        assert die_at(guest, step), f"there is no step {step}"
+        paused = STEPS.index("stop") < STEPS.index(step) < STEPS.index("clean")
+        assert guest.status() == ("paused" if paused else "running"), step
+        assert diskspare.begun(guest.overlay()) == (step != "keep")
+        plan = diskspare.prepared(guest.overlay())
+        assert plan is not None
+        assert guest.restore(plan).running is not paused
+        if paused:
+            virsh("resume", guest.uuid)
+        assert guest.digest() == digest, step
+        assert _options(guest.nodes()) == nodes
+        assert not any(p.name.endswith((".old", ".spare", ".reset")) for p in guest.overlay().parent.iterdir())
+
+
+def test_killed_while_the_guest_runs_on(guest: Guest) -> None:
+    """Without a pause the guest meets a disk that is away: it gets errors, and no write vanishes unseen."""
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    guest.prepare("one")
+    assert die_at(guest, "add-format", pause=False)
+    assert guest.status() == "running"
+    for io in ("of=/dev/vdb if=/dev/zero conv=fsync", "if=/dev/vdb of=/dev/null iflag=direct"):
+        with pytest.raises(AssertionError, match="Input/output error"):
+            guest.sh(f"dd {io} bs=4k count=1")
+    with pytest.raises(RefusedError, match="interrupted"):
+        guest.prepare("one")
+    plan = diskspare.prepared(guest.overlay())
+    assert plan is not None
+    assert guest.restore(plan).running
+    assert guest.digest() == digest
+
+
+def test_a_spare_that_qemu_may_not_open(guest: Guest) -> None:
+    write(guest, "now")
+    digest = guest.digest()
+    guest.take("one")
+    write(guest, "then")
+    digest, nodes = guest.digest(), _options(guest.nodes())
+    plan = guest.prepare("one")
+    os.chown(Files(guest.overlay()).spare, 0, 0)
+    with pytest.raises(HvctlError, match=r"was not reset: .*Permission denied"):
+        guest.restore(plan)
+    assert guest.status() == "running"
+    assert guest.digest() == digest
+    assert _options(guest.nodes()) == nodes
+    guest.sh(RANDOM.format(size="64k", block=1))
+    assert guest.digest() != digest
+
+
+def test_no_file_can_be_opened(guest: Guest) -> None:
+    """The disk cannot come back: the guest stays paused, and goes on with its disk when the cause is gone."""
+    guest.take("one")
+    write(guest, "now")
+    digest = guest.digest()
+    plan = guest.prepare("one")
+    folder = guest.overlay().parent
+    folder.chmod(0o700)
+    try:
+        with pytest.raises(NotUndoneError, match="vdb is not reset and not as it was, and its guest is paused"):
+            guest.restore(plan)
+        assert guest.status() == "paused"
+    finally:
+        folder.chmod(0o711)
+    with pytest.raises(RefusedError, match="does not fit any more"):
+        guest.restore(plan)
+    virsh("resume", guest.uuid)
+    assert guest.digest() == digest
+    guest.back("one")
+    assert guest.digest() != digest
+
+
+def test_a_node_that_is_exported(guest: Guest, tmp_path: Path) -> None:
+    guest.take("one")
+    write(guest, "now")
+    digest, plan = guest.digest(), guest.prepare("one")
+    place = guest.overlay().parent / "qmp" / "nbd"
+    guest.ask("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(place)}}})
+    node = plan.seat.nodes[0]
+    guest.ask("block-export-add", {"type": "nbd", "id": "e", "node-name": node, "name": "e", "writable": False})
+    try:
+        with pytest.raises(HvctlError, match=r"was not reset: .*in use"):
+            guest.restore(plan)
+        assert guest.status() == "running"
+        assert guest.digest() == digest
+    finally:
+        guest.ask("nbd-server-stop")
+    guest.back("one")
+    assert guest.digest() != digest
+
+
+def test_what_cannot_be_reset_is_refused_before_anything(guest: Guest) -> None:
+    guest.take("one")
+    with guest.monitor() as qmp:
+        seat = guest.seat(qmp)
+
+        def refused(match: str, tag: str = "one", extent: tuple[int, int] | None = None) -> None:
+            with pytest.raises(RefusedError, match=match):
+                diskspare.prepare(qmp, seat, tag, extent)
+
+        refused("does not hold the snapshot other", "other")
+        refused("is not a range of it", extent=(0, SIZE + 512))
+        refused("is not a range of it", extent=(-512, 512))
+        refused("is not a range of it", extent=(512, 512))
+        refused("whole sectors of 512 bytes", extent=(1, 512))
+        refused("whole sectors of 512 bytes", extent=(0, 1000))
+        guest.ask("block-dirty-bitmap-add", {"node": seat.nodes[0], "name": "map"})
+        with pytest.raises(RefusedError, match="dirty bitmap"):
+            guest.seat(qmp)
+        guest.ask("block-dirty-bitmap-remove", {"node": seat.nodes[0], "name": "map"})
+    assert not Files(guest.overlay()).plan.exists()
+
+
+def test_a_folder_that_others_can_change(guest: Guest) -> None:
+    guest.take("one")
+    folder = guest.overlay().parent
+    folder.chmod(0o777)
+    try:
+        with pytest.raises(RefusedError, match="can be changed by others"):
+            guest.prepare("one")
+    finally:
+        folder.chmod(0o711)
+
+
+# --- ranges
+
+
+def test_a_range_goes_back_and_the_rest_stays(guest: Guest, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    guest.sh(RANDOM.format(size="2m", block=0))
+    guest.sh("dd if=/dev/zero of=/dev/vdb bs=64k seek=12 count=8 conv=fsync 2>/dev/null")
+    guest.take("one")
+    content(guest.overlay(), raw, "one")
+    then = raw.read_bytes()
+    guest.sh(RANDOM.format(size="3m", block=0) + ";" + RANDOM.format(size="200k", block=130))
+    guest.take("two")
+    guest.sh(RANDOM.format(size="2500k", block=0))
+    with guest.paused():
+        content(guest.overlay(), raw)
+    now = raw.read_bytes()
+    room = guest.overlay().stat().st_blocks
+    # From the middle of a cluster to the middle of another, zeroes of the snapshot between; then the base image's.
+    for start, end in ((5 * CLUSTER + 512, 25 * CLUSTER + 1024), (8 * MIB, 9 * MIB), (SIZE - 512, SIZE)):
+        guest.back("one", (start, end))
+        now = now[:start] + then[start:end] + now[end:]
+        with guest.paused():
+            content(guest.overlay(), raw)
+        assert raw.read_bytes() == now
+        if start == 5 * CLUSTER + 512:
+            # Half a mebibyte of it was written since and is zeroes again: they take no room.
+            assert guest.overlay().stat().st_blocks <= room
+        guest.sh("echo 3 > /proc/sys/vm/drop_caches")
+        read = guest.sh("dd if=/dev/vdb bs=64k count=32 2>/dev/null | sha256sum").split()[0]
+        assert read == hashlib.sha256(now[: 32 * CLUSTER]).hexdigest()
+    for tag in ("two", "one"):
+        guest.reset_all(tag)
+        assert guest.digest() == content(guest.overlay(), raw, tag)
+
+
+def test_a_range_of_a_disk_that_was_written_to_meanwhile(guest: Guest) -> None:
+    guest.take("one")
+    write(guest, "now")
+    plan = guest.prepare("one", (0, CLUSTER))
+    guest.sh(RANDOM.format(size="64k", block=220))
+    digest = guest.digest()
+    with pytest.raises(RefusedError, match="somebody wrote"):
+        guest.restore(plan)
+    assert guest.status() == "running"
+    assert guest.digest() == digest
+    assert guest.back("one", (0, CLUSTER)).running
+    assert guest.digest() != digest
+
+
+def test_a_range_in_a_guest_that_is_paused(guest: Guest) -> None:
+    """Whoever cannot let go of the disk is paused around both, and then nothing can come between."""
+    guest.sh("dd if=/dev/zero of=/dev/vdb bs=64k seek=160 count=8 conv=fsync 2>/dev/null")
+    guest.take("one")
+    write(guest, "now")
+    with guest.paused():
+        swapped = guest.back("one", (160 * CLUSTER, 164 * CLUSTER))
+    assert not swapped.running
+    assert set(guest.sh("dd if=/dev/vdb bs=64k skip=160 count=4 2>/dev/null | od -An -v -tx1").split()) == {"00"}
+
+
+# --- the guest's side
+
+
+def test_what_a_guest_keeps_of_a_disk(guest: Guest) -> None:
+    """A guest that holds the device open sees its cache, not the disk: the flush is needed, and helps."""
+    guest.sh("echo then | dd of=/dev/vdb bs=64k seek=210 conv=fsync")
+    guest.take("one")
+    guest.sh("echo now | dd of=/dev/vdb bs=64k seek=210 conv=fsync")
+    guest.sh("(sleep 60 < /dev/vdb & echo $! > /run/holder) > /dev/null 2>&1")
+    read = "dd if=/dev/vdb bs=64k skip=210 count=1 2>/dev/null | head -n 1"
+    assert guest.sh(read) == "now\n"
+    guest.back("one")
+    assert guest.sh(read) == "now\n"
+    guestdisk.regain(guest.call, "/dev/vdb", ())
+    assert guest.sh(read) == "then\n"
+    guest.sh("kill $(cat /run/holder)")
+
+
+def test_a_guest_lets_a_disk_go_and_has_it_again(guest: Guest) -> None:
+    call = guest.call
+    assert guestdisk.device(call, "vdb", "extra") == "/dev/vdb"
+    write(guest, "then")
+    guest.take("one")
+    guest.sh("mount -o noatime /dev/vdb /extra; echo now > /extra/mark")
+    mounted = guestdisk.mounted(call)
+    assert mounted is not None
+    assert {"vda", "vdb"} <= mounted
+    mounts = guestdisk.release(call, "/dev/vdb")
+    assert [(m.device, m.place, m.kind) for m in mounts] == [("/dev/vdb", "/extra", "ext4")]
+    mounted = guestdisk.mounted(call)
+    assert mounted is not None
+    assert "vda" in mounted
+    assert "vdb" not in mounted
+    guest.back("one")
+    guestdisk.regain(call, "/dev/vdb", mounts)
+    assert guest.sh("cat /extra/mark; grep -c noatime /proc/mounts") == "then\n2\n"
+    assert "EXT4-fs error" not in guest.sh("dmesg")
+
+
+def test_a_disk_that_a_guest_does_not_let_go(guest: Guest) -> None:
+    guest.sh(
+        "mount /dev/vdb /extra; mkdir -p /extra/in; (cd /extra; sleep 60 & echo $! > /run/holder) > /dev/null 2>&1"
+    )
+    with pytest.raises(GuestError, match="umount failed"):
+        guestdisk.release(guest.call, "/dev/vdb")
+    guest.sh("kill $(cat /run/holder)")
+    # One that another namespace has mounted looks free here, and is not.
+    guest.sh(
+        "unshare -m sleep 60 > /dev/null 2>&1 & echo $! > /run/holder; until grep -q vdb /proc/$!/mounts; do :; done"
+    )
+    with pytest.raises(GuestError, match="busy"):
+        guestdisk.release(guest.call, "/dev/vdb")
+    assert "/extra" in guest.sh("cat /proc/mounts")
+    guest.sh("kill $(cat /run/holder)")
+
+
+# --- many
+
+
+def test_fifty_swaps_leak_nothing(guest: Guest) -> None:
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    guest.back("one")
+    before = guest.descriptors(), set(guest.nodes()), guest.files(), guest.devices()
+    times = []
+    for turn in range(SWAPS):
+        if turn % 10 == 0:
+            guest.sh(RANDOM.format(size="200k", block=turn * 4))
+        times.append(guest.back("one"))
+        assert times[-1].running
+    assert guest.digest() == digest
+    assert (guest.descriptors(), set(guest.nodes()), guest.files(), guest.devices()) == before
+    assert virsh("domstate", guest.uuid).strip() == "running"
+    for name, _ in times[0].stages:
+        print(name, sorted(dict(t.stages)[name] for t in times)[SWAPS // 2])
+    print("paused", sorted(t.paused for t in times)[SWAPS // 2], "away", sorted(t.away for t in times)[SWAPS // 2])
+
+
+def test_an_overlay_of_libvirts_and_its_commit(guest: Guest) -> None:
+    """What virsh does with disks works after it, and a disk that was put on another node by virsh is one to reset."""
+    write(guest, "then")
+    digest = guest.digest()
+    guest.take("one")
+    write(guest, "now")
+    guest.back("one")
+    over = guest.overlay().with_name("over.qcow2")
+    qemuimg.create_overlay(over, guest.overlay(), "qcow2", SIZE)
+    os.chown(over, *guest._owner())
+    virsh(
+        *("snapshot-create-as", guest.uuid, "--disk-only", "--no-metadata", "--reuse-external"),
+        *("--diskspec", "vda,snapshot=no", "--diskspec", f"vdb,file={over}"),
+    )
+    try:
+        assert guest.overlay() == over
+        guest.take("two")
+        guest.sh(RANDOM.format(size="100k", block=10))
+        assert guest.digest() != digest
+        nodes = guest.nodes()
+        guest.back("two")
+        assert guest.digest() == digest
+        assert _options(guest.nodes()) == _options(nodes)
+    finally:
+        if "two" in guest.tags:
+            guest.delete("two")
+        diskspare.forget(over)
+        virsh("blockcommit", guest.uuid, "vdb", "--active", "--shallow", "--pivot", "--wait")
+        over.unlink()
+    assert guest.digest() == digest
