@@ -60,11 +60,13 @@ def shared(site: Site) -> dict[str, tuple[int, int, int]]:
 
 
 def put(vm: Guest, text: str) -> None:
+    vm.await_answer()  # after a reset libvirt takes the agent's channel for closed for a moment
     vm.run(f"for f in {RAM_PLACE} {' '.join(PLACES)}; do echo {text} > $f; done; sync")
 
 
 def held(vm: Guest) -> list[str]:
     """What RAM and the disks hold; the disks are read, not the guest's cache of them."""
+    vm.await_answer()
     return vm.run(f"sync; echo 3 > /proc/sys/vm/drop_caches; cat {RAM_PLACE} {' '.join(PLACES)}").split()
 
 
