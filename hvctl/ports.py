@@ -215,6 +215,10 @@ class Archives(Protocol):
         """RAM and device state into the snapshot's own folder, which is not published yet; bytes of RAM."""
         ...
 
+    def remove_import(self, snapshot: Snapshot) -> None:
+        """Remove what was imported; absent already is fine. Disks are not looked at."""
+        ...
+
 
 class Machine(Protocol):
     """The inside of one QEMU process: device state, disks' internal snapshots and guest RAM.

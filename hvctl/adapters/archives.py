@@ -164,6 +164,12 @@ class LocalArchives:
             snapshotfolder.remove(place)
             raise
 
+    def remove_import(self, snapshot: Snapshot) -> None:
+        place = snapshotfolder.folder_of(self._root, snapshot)
+        snapshotfolder.unpublish(place)
+        snapshotfolder.remove(place)
+        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
+
     def _import(self, snapshot: Snapshot, folder: Path, place: Path) -> int:
         count = snapshot.ram_size // PAGE
         limit = snapshotlayers.free(self._root, self._settings.snapshot_budget) - self._settings.memory_margin

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hvctl.decide.allocate import plan_allocation
 from hvctl.decide.answer import Answer
 from hvctl.decide.archive import starts_with
-from hvctl.model.archivesteps import DropArchive, ReleaseDisks, ReturnDisks
+from hvctl.model.archivesteps import DropArchive, ReleaseDisks, RemoveImport, ReturnDisks
 from hvctl.model.operation import Before, OpState, Phase
 from hvctl.model.plan import (
     ClearNics,
@@ -60,9 +60,11 @@ def load_answer(
         return Answer(OpState.FAILED, steps, "the QEMU process died after the load; the disks are the loaded ones")
     # A VM that is active without the old disks being kept was started by somebody else, before any was replaced.
     end: tuple[Step, ...] = (Destroy(uuid), ClearNics(uuid)) if kept else ()
-    back = (DropSnapshot(snapshot), ReturnDisks(uuid, before.load, overlays)) if kept or not active else ()
-    defined = _defined_before(before, snapshot) if now is not None else ()
-    steps = (Enter(Phase.TOUCHING), *end, *back, *defined)
+    # One of the process that it was saved in: the load had not come to dropping it.
+    stale = any(s.id == snapshot.id and s.binding.process == snapshot.binding.process for s in snapshots)
+    remove = () if stale else (RemoveImport(snapshot),)
+    defined = _defined_before(before, snapshot) if now is not None and (kept or not active) else ()
+    steps = (Enter(Phase.TOUCHING), *end, ReturnDisks(uuid, before.load, overlays), *remove, *defined)
     return Answer(OpState.UNDONE, steps, "the VM has the disks that it had")
 
 

@@ -30,13 +30,17 @@ def archive_hand(host: Host, step: p.Step, seen: Vm | None) -> Applied | None:
             return Applied()
         case a.ImportSnapshot(snapshot, folder):
             stored = host.archives.import_snapshot(snapshot, folder)
-            return Applied(p.DropSnapshot(snapshot), facts={"bytes": stored})
+            return Applied(a.RemoveImport(snapshot), facts={"bytes": stored})
+        case a.RemoveImport(snapshot):
+            host.archives.remove_import(snapshot)
+            return Applied()
         case a.PlaceDisks(uuid, load, disks):
             _refuse_active(host, uuid)
             host.storage.place_disks(uuid, load, disks)
             return Applied(a.ReturnDisks(uuid, load, tuple(d.overlay for d in disks)))
         case a.ReturnDisks(uuid, load, overlays):
-            _refuse_active(host, uuid)
+            if host.storage.kept_disks(uuid) == load:
+                _refuse_active(host, uuid)
             host.storage.return_disks(uuid, load, overlays)
             return Applied()
         case a.ReleaseDisks(uuid, load, overlays):

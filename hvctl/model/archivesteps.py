@@ -43,6 +43,13 @@ class ImportSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveImport:
+    """Remove what ImportSnapshot made, also if it was bound to a process, which is gone then with its disks."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class PlaceDisks:
     """The saved disks take the place of the overlays of a VM that is off. `load` names what is kept of these."""
 
@@ -79,5 +86,5 @@ class BindSnapshot:
 
 ArchiveStep = (
     WriteArchive | PublishArchive | DropArchive | ImportSnapshot | PlaceDisks | ReturnDisks | ReleaseDisks
-    | BindSnapshot
+    | BindSnapshot | RemoveImport
 )  # fmt: skip

@@ -108,9 +108,10 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
     (Kind.SNAPSHOT_DELETE, TOUCHING, RUNNING, (), DONE, "drop_snapshot"),
     # A saved snapshot is whole or not there; a load that did not come to its end leaves the disks from before it.
     (Kind.SNAPSHOT_SAVE, TOUCHING, RUNNING, (SNAPSHOT,), UNDONE, "drop_archive"),
-    (Kind.SNAPSHOT_LOAD, BEGUN, OFF, (), UNDONE, "drop_snapshot return_disks"),
-    (Kind.SNAPSHOT_LOAD, TOUCHING, OFF, (SNAPSHOT,), UNDONE, "drop_snapshot return_disks"),
-    (Kind.SNAPSHOT_LOAD, TOUCHING, RUNNING, (), UNDONE, ""),
+    (Kind.SNAPSHOT_LOAD, BEGUN, OFF, (), UNDONE, "return_disks remove_import"),
+    # One that is still of the process in which it was saved is none of the load's.
+    (Kind.SNAPSHOT_LOAD, TOUCHING, OFF, (SNAPSHOT,), UNDONE, "return_disks"),
+    (Kind.SNAPSHOT_LOAD, TOUCHING, RUNNING, (), UNDONE, "return_disks remove_import"),
     (Kind.SNAPSHOT_LOAD, COMMITTED, GONE, (SNAPSHOT,), FAILED, "release_disks drop_snapshot"),
     # Warm reset: undo, redo the whole of it, or finish without redoing.
     (Kind.RESET, BEGUN, RUNNING, (SNAPSHOT,), UNDONE, ""),

@@ -73,10 +73,10 @@ class FakeArchives:
             try:
                 archive = codec.load_json(Archive, world.files[f"{folder}/{MANIFEST}"].part.text)
             except HvctlError as e:
-                raise RefusedError(f"the saved snapshot {folder} is damaged: {e.message}") from e
+                raise _damaged(folder, e.message) from e
             for file in archive.files:
                 if _saved(file.name, world.files.get(f"{folder}/{file.name}", File())) != file:
-                    raise RefusedError(f"the saved snapshot {folder} is damaged: {file.name} is another one.")
+                    raise _damaged(folder, f"{file.name} is another one.")
             return archive
 
     def backing(self, overlay: str) -> Backing | None:
@@ -94,6 +94,15 @@ class FakeArchives:
         with self._file.change() as world:
             world.files[f"{snapshot.folder}/state"] = _copy(_file(world, f"{folder}/{STATE}"))
             return len(_file(world, f"{folder}/{RAM}").part.text) // 2
+
+
+    def remove_import(self, snapshot: Snapshot) -> None:
+        with self._file.call("remove_import", snapshot.vm_uuid) as world:
+            world.files = {p: f for p, f in world.files.items() if not p.startswith(f"{snapshot.folder}/")}
+
+
+def _damaged(folder: str, how: str) -> RefusedError:
+    return RefusedError(f"the saved snapshot {folder} is damaged: {how}", "it cannot be loaded; use another one")
 
 
 def _partial(snapshot: Snapshot, folder: str) -> str:

@@ -221,12 +221,13 @@ class FakeWorld:
             world.libvirt_down = down
 
     def reboot_host(self) -> None:
-        """Every QEMU process, tap and ifb is gone, and so are the snapshots, which live on tmpfs."""
+        """Every QEMU process, tap and ifb is gone, and so are the snapshots, which live on tmpfs; what is on disks
+        stays."""
         with self._file.change() as world:
             world.facts = replace(world.facts, boot_id=f"boot-{world.tick()}")
             for vm in list(world.vms.values()):
                 if vm.state.active:
                     life.halt(world, vm, "crashed")
             world.ifbs = {}
-            disks = {d.path for vm in world.vms.values() for d in vm.disks}
-            world.files = {p: f for p, f in world.files.items() if p in disks}
+            gone = {folder for folder, _, name in (p.rpartition("/") for p in world.files) if name in ("ram", "state")}
+            world.files = {p: f for p, f in world.files.items() if p.rpartition("/")[0] not in gone}
