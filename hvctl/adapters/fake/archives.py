@@ -95,7 +95,6 @@ class FakeArchives:
             world.files[f"{snapshot.folder}/state"] = _copy(_file(world, f"{folder}/{STATE}"))
             return len(_file(world, f"{folder}/{RAM}").part.text) // 2
 
-
     def remove_import(self, snapshot: Snapshot) -> None:
         with self._file.call("remove_import", snapshot.vm_uuid) as world:
             world.files = {p: f for p, f in world.files.items() if not p.startswith(f"{snapshot.folder}/")}
