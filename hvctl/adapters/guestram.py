@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hvctl.adapters import pages as pg
 from hvctl.adapters import ramfile
-from hvctl.adapters.pages import PAGE, Addresses, Pages
+from hvctl.adapters.pages import PAGE, Addresses, Chunks, Pages
 from hvctl.adapters.trackers import Span
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Region
@@ -91,6 +91,17 @@ class GuestRam:
         for piece in self._pieces:
             for start, end in ramfile.data(piece.fd, piece.region.size):
                 found.append((piece.first + start // PAGE, piece.first + end // PAGE))
+        return found
+
+    def used(self) -> Chunks:
+        """Which chunks hold anything; all others are zero."""
+        found = np.zeros(-(-self.pages // pg.CHUNK), np.bool_)
+        for piece in self._pieces:
+            at = np.fromiter(ramfile.used(piece.fd, piece.region.size, pg.CHUNK * PAGE), np.int64)
+            # A piece need not begin where a chunk of the row does.
+            found[piece.first // pg.CHUNK + at] = True
+            if piece.first % pg.CHUNK:
+                found[np.minimum(piece.first // pg.CHUNK + at + 1, found.size - 1)] = True
         return found
 
     def resident(self) -> int:

@@ -6,7 +6,7 @@ The monitor has room for one client, so a process is let go when its operation e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from hvctl.adapters import blockgraph, devicetree
 from hvctl.adapters.blockgraph import Graph
 from hvctl.adapters.processhold import held
 from hvctl.adapters.qmp import Command, Qmp
-from hvctl.errors import GuestError, RefusedError
+from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.snapshot import Binding
 from hvctl.model.vm import Process, Vm
 
@@ -79,14 +79,15 @@ class Inside:
         plugged or unplugged since `binding` was told; RefusedError."""
         self._refuse_changed(self.qmp.execute_all(_LOOKS))
         self._looked = True
-        _ = self._counter
+        _ = self.counter
 
     def stop(self) -> None:
         """Pause the guest. With a look right before it, that it is paused is all that is left to see: what QEMU does
         by itself or for the guest it reports unasked, and what somebody else does through another monitor within this
         millisecond would be missed by asking once more just as well."""
         self._still = False
-        _, status = self.count(("stop", {}), ("query-status", {}))
+        _, status, *counts = self.qmp.execute_all([("stop", {}), ("query-status", {}), *self.counter])
+        self.counted(counts)
         heard = self.qmp.heard()
         self._refuse_running(status)
         self._still = self._looked and "DEVICE_DELETED" not in heard
@@ -101,8 +102,8 @@ class Inside:
     def refuse_unless_paused(self) -> None:
         """The guest is paused, nobody migrates it, and nothing was plugged or unplugged since `binding` was told.
 
-        Asked once in a pause. After it, what tells is that QEMU reported no RESUME: that also sees a guest that somebody
-        let go on and paused again, which asking a second time would not."""
+        Asked once in a pause. After it, what tells is that QEMU reported no RESUME: that also sees a guest which
+        somebody let go on and paused again, and asking a second time would not."""
         if self._still:
             heard = self.qmp.heard()
             if not heard:
@@ -131,20 +132,13 @@ class Inside:
         """A number that changes when the guest gave pages to its balloon, 0 for a guest without one, None if this QEMU
         does not tell: what is given away and then only read again looks clean to a tracker of writes."""
         if not self._still or self._counted is None:
-            self.count()
+            self.counted(self.qmp.execute_all(self.counter) if self.counter else ())
         return self._counted
 
-    def count(self, *before: Command) -> list[Any]:
-        """Send these commands, and ask in the same exchange for what `inflations` tells; the commands' answers."""
-        asked = [*before, *self._counter]
-        answers = self.qmp.execute_all(asked) if asked else []
-        queues = answers[len(before) :]
-        self._counted = int(queues[0]["last-avail-idx"]) if queues else None if self._untold else 0
-        return answers[: len(before)]
-
     @cached_property
-    def _counter(self) -> tuple[Command, ...]:
-        """The question for the number of inflations; none without a balloon, or if this QEMU does not tell."""
+    def counter(self) -> tuple[Command, ...]:
+        """The question for the number of inflations, to be asked along with others; none without a balloon, or if this
+        QEMU does not tell."""
         try:
             devices = self.qmp.execute("x-query-virtio")
             path = next((str(d["path"]) for d in devices if d["name"] == "virtio-balloon"), None)
@@ -155,6 +149,10 @@ class Inside:
             pass
         self._untold = True
         return ()
+
+    def counted(self, answers: Sequence[Any]) -> None:
+        """The answers to `counter`."""
+        self._counted = int(answers[0]["last-avail-idx"]) if answers else None if self._untold else 0
 
 
 def _shape(answers: Sequence[Any]) -> tuple[Any, ...]:
@@ -176,3 +174,5 @@ def inside(vm: Vm, deadline: float, own_folder: Path) -> Iterator[Inside]:
         # What a killed hvctl may have left: a concluded job keeps its id.
         qmp.dismiss_jobs()
         yield Inside(vm, vm.process, qmp, alive, own_folder)
+        with suppress(HvctlError):
+            qmp.dismiss()

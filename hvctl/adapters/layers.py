@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hvctl.adapters import pages as pg
 from hvctl.adapters import ramfile
 from hvctl.adapters.guestram import GuestRam, address_of
-from hvctl.adapters.pages import PAGE, Addresses, Pages
+from hvctl.adapters.pages import PAGE, Addresses, Chunks, Pages
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 
 RAM: Final = "ram"
@@ -111,6 +111,16 @@ class Chain:
             left = left[row == INHERITED]
             if not left.size:
                 break
+        return found
+
+    def used(self) -> Chunks:
+        """The chunks outside which every page is zero."""
+        found = np.zeros(-(-self.pages // pg.CHUNK), np.bool_)
+        whole = self.pages // pg.CHUNK
+        for layer in self.layers:
+            filled = layer.index >= 0
+            found[:whole] |= filled[: whole * pg.CHUNK].reshape(-1, pg.CHUNK).any(axis=1)
+            found[whole:] |= filled[whole * pg.CHUNK :].any()
         return found
 
     def nonzero(self) -> NDArray[np.bool_]:

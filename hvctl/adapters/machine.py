@@ -60,6 +60,7 @@ class QemuMachine:
         self._root = settings.snapshots_dir
         self._opened = Opened(settings)
         self._writer: tuple[str, Writer] | None = None
+        self._inflations: int | None = None  # when that writer began
         self._greeting = Greeting()
 
     def release(self) -> None:
@@ -115,9 +116,7 @@ class QemuMachine:
         if expected is not None:
             base, written = expected
             pages = pg.union(written, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
-            source = chain.locate(pages)
-            pg.touch(source[source != 0])
-            ram.touch(pages)
+            ramcompare.foresee(ram, chain, pages)
 
     def pause(self, vm: Vm) -> None:
         self._opened.inside(vm).stop()
@@ -192,21 +191,24 @@ class QemuMachine:
         if live:
             return self._copy_live(vm, snapshot, held, tracking, tracker)
         held = self._fitting(vm, snapshot)
-        writer, ram = self._writer_of(snapshot), self._opened.ram(vm)
-        pages = tracking.again() if writer is not None else None
+        writer, ram, inflations = self._writer_of(snapshot), self._opened.ram(vm), held.inflations()
+        # Pages that went to the balloon since they were copied are zero now, and no tracker says so.
+        quiet = inflations is not None and inflations == self._inflations
+        pages = tracking.again() if writer is not None and quiet else None
         if writer is None or pages is None:
             writer = self._new_writer(snapshot)
             pages = self._differing(vm, snapshot, held, tracking, tracker)
         writer.store(ram, pages)
         held.alive()
         stored = writer.finish()
-        tracking.settle(snapshot.id, inflations=held.inflations())
+        tracking.settle(snapshot.id, inflations=inflations)
         return stored
 
     def _copy_live(self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind) -> int:
         """All that is to be stored, while the guest runs; what it writes meanwhile is stored again under the pause."""
         if held.graph.bypasses_cache:
             return 0  # A disk read may still be on its way into pages that look clean already.
+        self._inflations = held.inflations()
         writer, ram = self._new_writer(snapshot), self._opened.ram(vm)
         writer.store(ram, self._differing(vm, snapshot, held, tracking, tracker))
         return writer.rows * PAGE
@@ -433,16 +435,15 @@ def _changed(then: Binding, now: Binding) -> str | None:
 
 def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
     """Save or load with guest RAM left out. libvirt does not know of this switch, and would leave guest RAM out of its
-    own saves and migrations with it on, so it is off again whatever happens."""
+    own saves and migrations with it on, so QEMU has the order to turn it off before it begins."""
     arguments = {
         "tag": snapshot.tag,
         "vmstate": snapshot.vmstate_node,
         "devices": [snapshot.vmstate_node, *nodes],
     }
-    try:
-        held.qmp.job(job, arguments, JOB_SECONDS, before=(_ignore_shared_ram(True),))
-    finally:
-        held.count(_ignore_shared_ram(False))
+    off = (*held.counter, _ignore_shared_ram(False))
+    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(_ignore_shared_ram(True),), after=off)
+    held.counted(counts)
 
 
 def _ignore_shared_ram(on: bool) -> Command:

@@ -6,7 +6,7 @@ the RAM of a VM that ended: so those are looked for after every operation.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 from hvctl.adapters import process, snapshotfolder, snapshotlayers
@@ -14,6 +14,7 @@ from hvctl.adapters.guestram import GuestRam
 from hvctl.adapters.inside import Inside, inside
 from hvctl.adapters.layers import Chain
 from hvctl.adapters.tracking import RamTracking
+from hvctl.errors import HvctlError
 from hvctl.model.vm import Process, Vm
 from hvctl.settings import Settings
 
@@ -52,7 +53,10 @@ class Opened:
         held = self.inside(vm)
         if held.process not in self._trackings:
             folder = snapshotfolder.vm_folder(self._settings.snapshots_dir, vm.uuid)
-            self._trackings[held.process] = RamTracking(folder, held.process, self.ram(vm))
+            tracking = self._trackings[held.process] = RamTracking(folder, held.process, self.ram(vm))
+            if tracking.state.base is not None:
+                with suppress(HvctlError):  # A base that is damaged is no reason to refuse another snapshot.
+                    tracking.confine(self.chain(vm, tracking.state.base).used())
         return self._trackings[held.process]
 
     def chain(self, vm: Vm, identity: str) -> Chain:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from hvctl.errors import HvctlError
 
 PAGE: Final = 4096
+CHUNK: Final = 512  # pages of one page table
 Pages = NDArray[np.int64]
+Chunks = NDArray[np.bool_]  # one for each CHUNK pages of the row
 Addresses = NDArray[np.int64]
 NONE: Final[Pages] = np.empty(0, np.int64)
 _VECTORS: Final = 1024  # IOV_MAX
@@ -54,6 +56,12 @@ def runs(pages: Pages) -> NDArray[np.int64]:
         return np.empty((0, 2), np.int64)
     starts = np.concatenate(([0], np.flatnonzero(np.diff(pages) != 1) + 1))
     return np.stack((pages[starts], np.diff(np.concatenate((starts, [pages.size])))), axis=1)
+
+
+def chunk_ranges(chunks: Chunks) -> NDArray[np.int64]:
+    """(n, 2) byte ranges of the chunks that are true."""
+    edges = np.flatnonzero(np.diff(chunks, prepend=False, append=False))
+    return np.asarray(edges.reshape(-1, 2) * (CHUNK * PAGE))
 
 
 def span(first: int, last: int) -> Pages:

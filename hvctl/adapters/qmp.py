@@ -54,10 +54,11 @@ Command = tuple[Query, Mapping[str, object]]
 # The guest goes on; a device was given back, which takes a guest that runs.
 UNASKED: Final = ("RESUME", "DEVICE_DELETED")
 COMMANDS: Final = frozenset(get_args(Query) + get_args(Job))
-# The one question that only the monitor for people answers.
-_FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}")
 JOB_ID: Final = "hvctl-job"
 
+# The one question that only the monitor for people answers.
+_FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}")
+_DISMISS: Final[Command] = ("job-dismiss", {"id": JOB_ID})
 _CLOSE_SECONDS = 1.0
 _T = TypeVar("_T")
 
@@ -91,6 +92,7 @@ class Qmp:
         self._socket: socket.socket
         self._client: QMPClient
         self._unasked = EventListener(UNASKED)
+        self._concluded = False
 
     def __enter__(self) -> Qmp:
         self._socket = _connected(self._path, self._deadline, self._pid)
@@ -129,49 +131,53 @@ class Qmp:
         """The command's return value. GuestError: QEMU says no, in its words."""
         return self._execute(command, arguments, self._deadline)
 
-    def execute_all(self, commands: Sequence[tuple[Query, Mapping[str, object]]]) -> list[Any]:
-        """Several commands in one go, in order: the answers. GuestError: QEMU says no to one of them."""
-
-        checked = [*map(_checked, commands)]
-
-        async def ask() -> list[Any]:
-            return await asyncio.gather(*(self._client.execute(c, a) for c, a in checked))
-
-        return self._run(ask, commands[0][0], self._deadline)
+    def execute_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Several commands in one go, in order: the answers. GuestError: QEMU says no to one of them; it has done the
+        others."""
+        return self._exchange(commands, self._deadline)
 
     def job(
         self,
         command: Job,
         arguments: Mapping[str, object],
         seconds: float,
-        before: Sequence[tuple[Query, Mapping[str, object]]] = (),
-    ) -> None:
-        """Run a job to its end and dismiss it. GuestError: it failed, in QEMU's words. DeadlineError: not over after
-        `seconds`, the result is unknown. Commands to send right before it may be given: then all of it is one
-        exchange with QEMU, which answers nothing while such a job runs in its main loop."""
-        start = (command, {"job-id": JOB_ID, **arguments})
-        every = [*map(_checked, (*before, start)), ("query-jobs", {})]
+        before: Sequence[Command] = (),
+        after: Sequence[Command] = (),
+    ) -> list[Any]:
+        """Run a job to its end. GuestError: it failed, in QEMU's words. DeadlineError: not over after `seconds`, the
+        result is unknown.
 
-        async def ask() -> list[Any]:
-            return await asyncio.gather(*(self._client.execute(c, a) for c, a in every))
-
-        job = _own(self._run(ask, command, seconds)[-1])
+        Commands for right before and right after may be given, the answers to the latter are returned: all of it is one
+        exchange with QEMU. Each command waits for a turn of QEMU's main loop, in which such a job runs and is queued
+        first; so what comes second after its start comes after its end."""
+        start: tuple[str, Mapping[str, object]] = (command, {"job-id": JOB_ID, **arguments})
+        dismiss = [_DISMISS] if self._concluded else []
+        self._concluded = False
+        answers = self._exchange([*dismiss, *before, start, ("query-jobs", {}), *after], seconds)
+        answers = answers[len(dismiss) + len(before) + 1 :]
+        job = _own(answers[0])
         if job["status"] != "concluded":
             if not self.until("JOB_STATUS_CHANGE", lambda: self._own_job(seconds)["status"] == "concluded", seconds):
                 raise DeadlineError(
                     f"QEMU's {command} is not over after {seconds:g} s.", "virsh qemu-monitor-event shows it"
                 )
             job = self._own_job(seconds)
-        error = job.get("error")
-        self.execute("job-dismiss", {"id": JOB_ID})
-        if error is not None:
-            raise GuestError(f"QEMU's {command} failed: {error}.")
+        self._concluded = True
+        if "error" in job:
+            raise GuestError(f"QEMU's {command} failed: {job['error']}.")
+        return answers[1:]
+
+    def dismiss(self) -> None:
+        """Have QEMU forget the job that was run last; when nothing waits for it."""
+        if self._concluded:
+            self._concluded = False
+            self.execute(*_DISMISS)
 
     def dismiss_jobs(self) -> None:
         """Clear what a killed hvctl left: a concluded job keeps its id until it is dismissed."""
         for job in self.execute("query-jobs"):
             if job["id"] == JOB_ID and job["status"] == "concluded":
-                self.execute("job-dismiss", {"id": JOB_ID})
+                self.execute(*_DISMISS)
 
     def heard(self) -> frozenset[str]:
         """Which of UNASKED happened, by whomever, since this was asked last, as of QEMU's latest answer: QEMU tells of
@@ -194,6 +200,20 @@ class Qmp:
 
     def _own_job(self, seconds: float) -> Mapping[str, Any]:
         return _own(self._execute("query-jobs", None, seconds))
+
+    def _exchange(self, commands: Sequence[tuple[str, Mapping[str, object]]], seconds: float) -> list[Any]:
+        checked = [*map(_checked, commands)]
+
+        async def ask() -> list[Any]:
+            # Byte by byte is how QEMU reads this, at some microseconds each: no empty arguments.
+            sent = (self._client.execute(c, a or None) for c, a in checked)
+            answers = await asyncio.gather(*sent, return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+            return answers
+
+        return self._run(ask, commands[0][0], seconds)
 
     def _execute(self, command: Query | Job, arguments: Mapping[str, object] | None, seconds: float) -> Any:
         _checked((command, arguments or {}))

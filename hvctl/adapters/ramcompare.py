@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hvctl.adapters import pages as pg
 from hvctl.adapters.guestram import GuestRam
 from hvctl.adapters.layers import Chain
-from hvctl.adapters.pages import PAGE, Pages
+from hvctl.adapters.pages import PAGE, Addresses, Pages
 
 # One piece of both sides fits the second-level cache, so the compare runs at the speed of the reads.
 PIECE: Final = 64
@@ -38,15 +38,28 @@ def difference(guest: GuestRam, chain: Chain) -> Pages:
 def write(guest: GuestRam, chain: Chain, pages: Pages) -> int:
     """Write these pages as the snapshot has them; bytes. Zero pages are given back to the host, but for short runs of
     them: giving back costs as much as writing a few dozen pages, and the guest wants them again."""
+    written, source, cleared = _sorted(chain, pages)
+    guest.write(written, source)
+    guest.clear(cleared)
+    return pages.size * PAGE
+
+
+def foresee(guest: GuestRam, chain: Chain, pages: Pages) -> None:
+    """Before the pause, what `write` will need in the page tables: these faults cost more than the copy."""
+    written, source, _ = _sorted(chain, pages)
+    pg.touch(source)
+    guest.touch(written)
+
+
+def _sorted(chain: Chain, pages: Pages) -> tuple[Pages, Addresses, Pages]:
+    """The pages to write, where their content is, and the pages to give back."""
     source = chain.locate(pages)
     zero = np.flatnonzero(source == 0)
     counts = pg.runs(pages[zero])[:, 1]
     back = np.repeat(counts >= _GIVEN_BACK, counts)
     source[zero[~back]] = _ZEROS.ctypes.data
     filled = source != 0
-    guest.write(pages[filled], source[filled])
-    guest.clear(pages[zero[back]])
-    return pages.size * PAGE
+    return pages[filled], source[filled], pages[zero[back]]
 
 
 Found = Callable[[int, NDArray[np.bool_], NDArray[np.uint64]], None]

@@ -78,6 +78,20 @@ def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, size)
 
 
+def used(fd: int, size: int, step: int) -> Iterator[int]:
+    """The pieces of `step` bytes that are not holes altogether, by number."""
+    at = 0
+    while at < size:
+        try:
+            piece = os.lseek(fd, at, os.SEEK_DATA) // step
+        except OSError as e:
+            if e.errno == ENXIO:
+                return
+            raise
+        yield piece
+        at = (piece + 1) * step
+
+
 def read(fd: int, offset: int, into: memoryview) -> None:
     done = 0
     while done < len(into):

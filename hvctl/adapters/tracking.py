@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvctl import codec
 from hvctl.adapters import pages as pg
 from hvctl.adapters.guestram import GuestRam
-from hvctl.adapters.pages import Pages
+from hvctl.adapters.pages import Chunks, Pages
 from hvctl.adapters.trackers import Tracker, end_tracker, open_tracker, resume_tracker, self_probe
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.tracker import TrackerKind, Tracking
@@ -36,16 +37,31 @@ class RamTracking:
         self._ram = ram
         self._tracker: Tracker | None = None
         self.state = _load(folder, process, ram) or Tracking(process, ram.regions)
+        self._chunks: Chunks | None = None
 
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
         self._tracker = None
 
+    def confine(self, chunks: Chunks) -> None:
+        """The base holds nothing outside these chunks. So a page is different only there or where RAM holds something
+        now, and nowhere else must writes be looked for. (Pages that are taken from the guest in between are another
+        matter: see `inflations`.)"""
+        self._chunks = chunks if self._chunks is None else self._chunks | chunks
+
+    def _where(self) -> NDArray[np.int64] | None:
+        """What the tracker must look at."""
+        if self._chunks is None:
+            return None
+        self._chunks = self._chunks | self._ram.used()
+        return pg.chunk_ranges(self._chunks)
+
     def arm(self, wanted: TrackerKind) -> None:
         """From now on writes are noted, by the tracker that is there or by the best of `wanted` that passes its probe;
         nothing is known of what was before. The guest is paused."""
         self._forget()
+        self._chunks = self._ram.used()
         if self._resumed(wanted):
             try:
                 self._taken()
@@ -75,8 +91,8 @@ class RamTracking:
         tracker = open_tracker(kind.value, pid, spans)
         self._tracker = tracker
         self._save(replace(self.state, kind=kind, token=tracker.token(), reason="it passed its probe on this VM"))
-        self_probe(tracker, pid, spans)
-        tracker.arm()
+        self_probe(tracker, pid, spans, self._where())
+        tracker.arm(self._where())
 
     def end(self) -> None:
         """The tracker leaves the process; nothing is known any more."""
@@ -93,7 +109,7 @@ class RamTracking:
         if base is None or self._tracker is None:
             return None
         try:
-            return base, pg.union(pg.of_spans(self._tracker.peek()), self._carried())
+            return base, pg.union(pg.of_spans(self._tracker.peek(self._where())), self._carried())
         except RefusedError:
             return None
 
@@ -171,7 +187,7 @@ class RamTracking:
 
     def _taken(self) -> Pages:
         assert self._tracker is not None
-        return pg.of_spans(self._tracker.collect())
+        return pg.of_spans(self._tracker.collect(self._where()))
 
     def _carried(self) -> Pages:
         if not self.state.carried:

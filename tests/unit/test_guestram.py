@@ -20,7 +20,7 @@ from hvctl.adapters.layers import INDEX, RAM, Chain, Layer, Writer
 from hvctl.adapters.pages import PAGE
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.vm import Region
-from unit.ramlab import HOLE, PAGES, SIZES, Lab, Layout, folder, lab, layouts, unlike
+from unit.ramlab import PAGES, SIZES, Lab, Layout, folder, lab, layouts, unlike
 
 UNLIMITED = 1 << 40
 untimed = settings(deadline=None, max_examples=60)
@@ -118,6 +118,43 @@ def test_a_page_that_the_snapshot_has_not_is_given_back() -> None:
                 assert guest.allocated() == PAGE
 
 
+def test_a_short_run_of_zeros_is_written_and_not_given_back() -> None:
+    found = np.array([*range(3, 66), *range(110, 180)], np.int64)
+    with lab() as guest:
+        guest.lay([(100, 1, 2)])
+        wanted = guest.everything()
+        with stored(guest) as chain:
+            guest.fill([(3, 63, 1), (110, 70, 1)])
+            ramcompare.write(guest.ram, chain, found)
+            assert guest.everything() == wanted
+            assert guest.allocated() == (1 + 63) * PAGE
+
+
+def test_what_is_foreseen_is_not_touched() -> None:
+    with lab() as guest:
+        guest.lay([(0, 50, 1), (120, 40, 2)])
+        with stored(guest) as chain:
+            guest.fill([(10, 30, 2), (60, 5, 1)])
+            before, size = guest.everything(), guest.allocated()
+            ramcompare.foresee(guest.ram, chain, np.array([*range(10, 40), *range(60, 65), 150], np.int64))
+            ramcompare.foresee(guest.ram, chain, pg.NONE)
+            assert (guest.everything(), guest.allocated()) == (before, size)
+
+
+@pytest.mark.parametrize("sizes", [(3 * pg.CHUNK,), (700, 1300), (pg.CHUNK + 256, 256, 2 * pg.CHUNK + 1)])
+def test_outside_the_chunks_in_use_everything_is_zero(sizes: tuple[int, ...]) -> None:
+    last = sum(sizes) - 1
+    with lab(sizes) as guest:
+        assert not guest.ram.used().any()
+        for page in (0, pg.CHUNK - 1, pg.CHUNK, sizes[0] - 1, min(sizes[0], last), last):
+            guest.lay([(page, 1, 1)])
+            (first, end), *more = (pg.chunk_ranges(guest.ram.used()) // PAGE).tolist()
+            assert first <= page < end <= first + 2 * pg.CHUNK
+            assert not more
+            with stored(guest) as chain:
+                assert np.flatnonzero(chain.used()).tolist() == [page // pg.CHUNK]
+
+
 def test_one_changed_byte_is_one_page() -> None:
     last = SIZES[0] - 1, PAGES - 1
     with lab() as guest:
@@ -181,19 +218,23 @@ def test_a_full_file_system_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- opening
 
 
+def open_files() -> set[str]:
+    return {p.name for p in Path("/proc/self/fd").iterdir()}
+
+
 def opened(*regions: Region) -> GuestRam:
     return GuestRam(regions, os.getpid())
 
 
 def test_the_mapped_files_are_opened_and_let_go() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     with lab() as guest:
-        held = set(os.listdir("/proc/self/fd"))
+        held = open_files()
         assert (guest.ram.pages, guest.ram.regions) == (PAGES, guest.regions)
         with opened(*guest.regions) as again:
             assert again.regions == guest.regions
-        assert set(os.listdir("/proc/self/fd")) == held
-    assert set(os.listdir("/proc/self/fd")) == before
+        assert open_files() == held
+    assert open_files() == before
 
 
 def test_where_the_process_has_it_is_told_in_pages_of_the_row() -> None:
@@ -236,10 +277,10 @@ def test_files_of_other_sizes_are_refused() -> None:
         for size in (first.size - PAGE, first.size + PAGE, 0):
             with pytest.raises(RefusedError, match="bytes of RAM"):
                 opened(Region(first.name, first.path, size))
-        held = set(os.listdir("/proc/self/fd"))
+        held = open_files()
         with pytest.raises(RefusedError):
             opened(first, Region(second.name, second.path, PAGE))
-        assert set(os.listdir("/proc/self/fd")) == held, "the first one stayed open"
+        assert open_files() == held, "the first one stayed open"
 
 
 def test_a_stored_copy_is_ours_alone_and_of_the_right_size(tmp_path: Path) -> None:
@@ -259,7 +300,7 @@ def test_what_lay_in_the_place_of_a_copy_is_replaced() -> None:
     with lab() as guest, folder() as place:
         (place / RAM).write_bytes(b"x" * 7)
         (place / RAM).chmod(0o644)
-        guest.lay([(0, 5, 1), (0, 2, HOLE)])
+        guest.lay([(0, 5, 1)])
         store(guest, place)
         assert (place / RAM).stat().st_mode & 0o777 == 0o600
         with Chain([place], PAGES) as chain:

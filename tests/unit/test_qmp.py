@@ -261,7 +261,10 @@ def job_state(status: str, **more: str) -> list[dict[str, str]]:
 def run_job(script: Script, seconds: float = 20.0) -> list[str]:
     with served(script) as (path, peers):
         with Qmp(path, 20.0) as qmp:
-            qmp.job("snapshot-save", {"tag": "t"}, seconds)
+            try:
+                qmp.job("snapshot-save", {"tag": "t"}, seconds)
+            finally:
+                qmp.dismiss()
     return [m["execute"] for m in peers[0].heard][1:]
 
 
@@ -281,23 +284,51 @@ def test_a_job_is_followed_by_its_events_and_dismissed() -> None:
 
 
 def test_a_job_that_runs_in_the_main_loop_is_one_exchange() -> None:
-    """It is over before QEMU answers the question after it; what it needs was sent before it."""
-    switch = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+    """It is over before QEMU answers the question after it; what it needs and what undoes that go with it. The job is
+    dismissed when there is time, at the latest with the next one."""
+    on, off = ({"capabilities": [{"capability": "x-ignore-shared", "state": s}]} for s in (True, False))
+    row = ["migrate-set-capabilities", "snapshot-load", "query-jobs", "query-status", "migrate-set-capabilities"]
 
     def script(peer: Peer) -> None:
         peer.greet()
-        sent = [peer.hear() for _ in range(3)]
-        assert [m["execute"] for m in sent] == ["migrate-set-capabilities", "snapshot-load", "query-jobs"]
-        assert (sent[0]["arguments"], sent[1]["arguments"]) == (switch, {"job-id": JOB_ID, "tag": "t"})
-        for message, answer in zip(sent, ({}, {}, job_state("concluded")), strict=True):
-            peer.say({"return": answer, "id": message["id"]})
+        for dismissed in ([], ["job-dismiss"]):
+            sent = [peer.hear() for _ in (*dismissed, *row)]
+            assert [m["execute"] for m in sent] == [*dismissed, *row]
+            assert [m["arguments"] for m in sent if m["execute"] == row[0]] == [on, off]
+            answers: list[Any] = [{} for _ in dismissed] + [{}, {}, job_state("concluded"), {"status": "paused"}, {}]
+            for message, answer in zip(sent, answers, strict=True):
+                peer.say({"return": answer, "id": message["id"]})
         peer.answer({})
         peer.wait_for_end()
 
     with served(script) as (path, peers):
         with Qmp(path, 20.0) as qmp:
-            qmp.job("snapshot-load", {"tag": "t"}, 20.0, before=[("migrate-set-capabilities", switch)])
-    assert peers[0].heard[-1]["execute"] == "job-dismiss"
+            for _ in range(2):
+                after = [("query-status", {}), (row[0], off)]
+                told = qmp.job("snapshot-load", {"tag": "t"}, 20.0, before=[(row[0], on)], after=after)  # type: ignore[arg-type,list-item]
+                assert told == [{"status": "paused"}, {}]
+            qmp.dismiss()
+            qmp.dismiss()
+    assert [m["execute"] for m in peers[0].heard][-2:] == [row[-1], "job-dismiss"]
+
+
+def test_what_happens_unasked_is_heard_before_the_next_answer() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.answer([])
+        asked = peer.hear()
+        for event in ("STOP", "RESUME"):
+            peer.say({"event": event, "timestamp": {"seconds": 0, "microseconds": 0}})
+        peer.say({"return": [], "id": asked["id"]})
+        peer.answer([])
+        peer.wait_for_end()
+
+    with served(script) as (path, _), Qmp(path, 20.0) as qmp:
+        heard = []
+        for _ in range(3):
+            qmp.execute("query-block")
+            heard.append(qmp.heard())
+    assert heard == [frozenset(), {"RESUME"}, frozenset()]
 
 
 @pytest.mark.parametrize("refused", range(3))
@@ -412,6 +443,7 @@ def test_a_real_qemu(tmp_path: Path) -> None:
                     qmp.execute("blockdev-del", {"node-name": "none"})
                 with pytest.raises(GuestError, match="No block device node"):
                     qmp.job("snapshot-delete", {"tag": "t", "devices": ["none"]}, 20.0)
+                qmp.dismiss()
                 assert qmp.execute("query-jobs") == []
     finally:
         with closing_pidfd(pid) as ended:

@@ -448,11 +448,11 @@ class Liar:
     def __init__(self, tracker: Tracker, change: str) -> None:
         self._tracker, self._change, self._answers = tracker, change, 0
 
-    def arm(self) -> None:
-        self._tracker.arm()
+    def arm(self, where: NDArray[np.int64] | None = None) -> None:
+        self._tracker.arm(where)
 
-    def collect(self) -> NDArray[np.int64]:
-        answer, self._answers = self._tracker.collect(), self._answers + 1
+    def collect(self, where: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        answer, self._answers = self._tracker.collect(where), self._answers + 1
         match self._change:
             case "all clean":
                 return answer[:0]

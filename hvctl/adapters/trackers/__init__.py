@@ -30,24 +30,27 @@ __all__ = ["Span", "Tracker", "end_tracker", "open_tracker", "resume_tracker", "
 
 
 class Tracker(Protocol):
-    """One way to see written pages. Nothing is clean before the first arm."""
+    """One way to see written pages. Nothing is clean before the first arm.
+
+    where: the ranges of the file to look at, [start, end) in bytes; None is all of it. Of the rest nothing is said, and
+    nothing changed: it costs uffd page tables to say so of RAM that the guest never used."""
 
     @property
     def kind(self) -> str:
         """uffd or soft-dirty."""
         ...
 
-    def arm(self) -> None:
+    def arm(self, where: NDArray[np.int64] | None = None, /) -> None:
         """Everything is clean from now on. RefusedError: the tracker lost its hold."""
         ...
 
-    def collect(self) -> NDArray[np.int64]:
+    def collect(self, where: NDArray[np.int64] | None = None, /) -> NDArray[np.int64]:
         """Pages written since the last arm or collect, as rows of [start, end) in bytes of the RAM file, sorted and
         disjoint. They are clean from then on: for uffd in the same step, so that a running guest loses nothing; with
         soft-dirty the guest must be paused. RefusedError: the tracker lost its hold; what was dirty is not known."""
         ...
 
-    def peek(self) -> NDArray[np.int64]:
+    def peek(self, where: NDArray[np.int64] | None = None, /) -> NDArray[np.int64]:
         """What collect would answer now, for one who wants to be prepared; changes nothing. Errors as of collect."""
         ...
 

@@ -31,6 +31,7 @@ _WALK_END: Final = 4
 _WP_MATCHING: Final = 1 << 0
 _CHECK_WPASYNC: Final = 1 << 1
 _IS_WRITTEN: Final = 1 << 1
+_IS_PRESENT: Final = 1 << 3
 
 
 class Pagemap:
@@ -71,16 +72,21 @@ class Pagemap:
             fcntl.ioctl(self._fd, _PAGEMAP_SCAN, request, True)
             start = int(_SCAN.unpack(request)[_WALK_END])
 
+    def populated(self, start: int, end: int) -> Iterator[Ranges]:
+        """Addresses [start, end) of pages that are in the page table, whoever tracks them."""
+        while start < end:
+            found, start = self._scan(start, end, 0, len(self._regions), _IS_PRESENT)
+            if found:
+                yield self._regions[:found, :2].copy()
+
     def check_tracked(self, address: int) -> None:
         """OSError EPERM: the mapping of this page is not under asynchronous write protection. Changes nothing."""
         self._scan(address, address + PAGE, _CHECK_WPASYNC, 1)
 
-    def _scan(self, start: int, end: int, flags: int, room: int) -> tuple[int, int]:
+    def _scan(self, start: int, end: int, flags: int, room: int, category: int = _IS_WRITTEN) -> tuple[int, int]:
         """How many regions were filled in, and where the walk ended."""
         request = bytearray(
-            _SCAN.pack(
-                _SCAN.size, flags, start, end, 0, self._regions.ctypes.data, room, 0, 0, _IS_WRITTEN, 0, _IS_WRITTEN
-            )
+            _SCAN.pack(_SCAN.size, flags, start, end, 0, self._regions.ctypes.data, room, 0, 0, category, 0, category)
         )
         found = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, request, True)
         return found, int(_SCAN.unpack(request)[_WALK_END])

@@ -23,9 +23,9 @@ class _Tracks(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def arm(self) -> None: ...
+    def arm(self, where: Ranges | None = None, /) -> None: ...
 
-    def collect(self) -> Ranges: ...
+    def collect(self, where: Ranges | None = None, /) -> Ranges: ...
 
 
 class _Page(NamedTuple):
@@ -33,15 +33,15 @@ class _Page(NamedTuple):
     offset: int  # in the file
 
 
-def self_probe(tracker: _Tracks, pid: int, spans: tuple[Span, ...]) -> None:
+def self_probe(tracker: _Tracks, pid: int, spans: tuple[Span, ...], where: Ranges | None = None) -> None:
     """RefusedError: the tracker misses a write, or sees one where there is none. The guest is paused, and its RAM is
-    the same afterwards. What the tracker knew before is lost: arm it after this."""
+    the same afterwards. What the tracker knew before is lost: arm it after this. where: as in Tracker."""
     try:
         pagemap = Pagemap(pid, entries=_WINDOW)
         try:
             memory = os.open(PROC / str(pid) / "mem", os.O_RDWR | os.O_CLOEXEC)
             try:
-                _probe(tracker, pagemap, memory, spans)
+                _probe(tracker, pagemap, memory, spans, where)
             finally:
                 os.close(memory)
         finally:
@@ -50,16 +50,16 @@ def self_probe(tracker: _Tracks, pid: int, spans: tuple[Span, ...]) -> None:
         raise RefusedError(f"the memory of process {pid} cannot be written: {e.strerror}.", "hvctl doctor") from e
 
 
-def _probe(tracker: _Tracks, pagemap: Pagemap, memory: int, spans: tuple[Span, ...]) -> None:
+def _probe(tracker: _Tracks, pagemap: Pagemap, memory: int, spans: tuple[Span, ...], where: Ranges | None) -> None:
     some, others = _sample(pagemap, spans)
-    tracker.arm()
+    tracker.arm(where)
     # Each answer has to arm again, so there is more than one; what is only read shows up in none of them.
     for written, read in ((some, others), ([], some), (others, some)):
         for page in read:
             _read(memory, page.address)
         for page in written:
             _rewrite(memory, page.address)
-        seen = tracker.collect()
+        seen = tracker.collect(where)
         missed = [p.offset for p in written if not ((seen[:, 0] <= p.offset) & (p.offset < seen[:, 1])).any()]
         if missed:
             raise RefusedError(

@@ -18,7 +18,8 @@ COMPARE: Final = "hvctl reset --tracker compare"
 
 class SoftDirty:
     """The guest must be paused while this collects. The bits of a page go with its entry in the page table (when the
-    kernel takes the page away, when it is given back), so a page without an entry counts as written."""
+    kernel takes the page away, when it is given back), so a page without an entry counts as written. It looks at all
+    of RAM, wherever it is told to look."""
 
     kind = "soft-dirty"
 
@@ -33,18 +34,18 @@ class SoftDirty:
             self._pagemap.close()
             raise
 
-    def arm(self) -> None:
+    def arm(self, _where: Ranges | None = None, /) -> None:
         try:
             self._clear.write_text("4")
         except OSError as e:
             raise self._lost(e.strerror or str(e)) from e
 
-    def collect(self) -> Ranges:
-        found = self.peek()
+    def collect(self, where: Ranges | None = None, /) -> Ranges:
+        found = self.peek(where)
         self.arm()
         return found
 
-    def peek(self) -> Ranges:
+    def peek(self, _where: Ranges | None = None, /) -> Ranges:
         found = []
         try:
             for span in self._spans:

@@ -86,8 +86,10 @@ class Userfault:
             _ioctl(self._uffd, _API, struct.pack("=3Q", _UFFD_API, _FEATURES, 0))
         for span in self._spans:
             _ioctl(self._uffd, _REGISTER, struct.pack("=4Q", span.address, span.length, _MODE_WP, 0))
-            # Unlike the scan this also splits huge pages, of which one write would else be 512.
-            _ioctl(self._uffd, _WRITEPROTECT, struct.pack("=3Q", span.address, span.length, _PROTECT))
+            # Unlike the scan this also splits huge pages, of which one write would else be 512. What is not populated
+            # is left alone: page tables made only for this would have to be looked through by every scan.
+            for start, end in merged(list(self._pagemap.populated(span.address, span.address + span.length))).tolist():
+                _ioctl(self._uffd, _WRITEPROTECT, struct.pack("=3Q", start, end - start, _PROTECT))
 
     def unregister(self) -> None:
         for span in self._spans:
@@ -104,32 +106,41 @@ class Userfault:
         if not self._mapped.whole():
             raise self._lost()
 
-    def arm(self) -> None:
+    def arm(self, where: Ranges | None = None) -> None:
         try:
-            for span in self._spans:
-                self._pagemap.protect(span.address, span.address + span.length)
+            for start, end, _ in self._places(where):
+                self._pagemap.protect(start, end)
         except OSError as e:
             raise self._lost(e) from e
         if not self._mapped.whole():
             raise self._lost()
 
-    def peek(self) -> Ranges:
-        return self._ranges(self._pagemap.written)
+    def peek(self, where: Ranges | None = None) -> Ranges:
+        return self._ranges(self._pagemap.written, where)
 
-    def collect(self) -> Ranges:
-        return self._ranges(self._pagemap.take_written)
+    def collect(self, where: Ranges | None = None) -> Ranges:
+        return self._ranges(self._pagemap.take_written, where)
 
-    def _ranges(self, ask: Callable[[int, int], Iterator[Ranges]]) -> Ranges:
+    def _ranges(self, ask: Callable[[int, int], Iterator[Ranges]], where: Ranges | None) -> Ranges:
         found = []
         try:
-            for span in self._spans:
-                shift = span.offset - span.address
-                found += [r + shift for r in ask(span.address, span.address + span.length)]
+            for start, end, shift in self._places(where):
+                found += [r + shift for r in ask(start, end)]
         except OSError as e:
             raise self._lost(e) from e
         if not self._mapped.whole():
             raise self._lost()
         return merged(found)
+
+    def _places(self, where: Ranges | None) -> Iterator[tuple[int, int, int]]:
+        """Addresses [start, end) of these ranges of the file, and what makes an offset of an address."""
+        for span in self._spans:
+            shift = span.offset - span.address
+            ranges = [[span.offset, span.offset + span.length]] if where is None else where.tolist()
+            for start, end in ranges:
+                first, last = max(start, span.offset), min(end, span.offset + span.length)
+                if first < last:
+                    yield first - shift, last - shift, shift
 
     def token(self) -> str:
         return f"{self._descriptor.number}:{self._descriptor.inode}:{self._started}"
