@@ -1,4 +1,4 @@
-"""hvctl commands forked from a process that has loaded hvctl: as real to kill as any, without a start of Python for each.
+"""hvctl commands forked from a process that has loaded hvctl: as real to kill as any, and Python starts only once.
 
 The process itself opens nothing: it has no connection, no thread and no lock that a fork could share.
 """
