@@ -57,12 +57,15 @@ class Files:
         if not self.old.exists():
             os.link(self.overlay, self.old, follow_symlinks=False)
 
-    def clean(self, durable: bool) -> None:
-        """A reset is over: its second name and its note go. What comes to a folder or goes is not durable by itself."""
+    def over(self, durable: bool) -> None:
+        """A reset is over. Its note stays, so that whoever repeats the last step sees that it was done."""
         if durable:
-            sync(self.overlay.parent)
+            sync(self.overlay.parent)  # a rename is not durable by itself
         self.old.unlink(missing_ok=True)
-        self.plan.unlink(missing_ok=True)
+
+    def drop_plan(self) -> None:
+        for file in (self.old, self.plan):
+            file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         names = self.overlay.parent.glob(f"{_literal(self.overlay.name)}.*.pristine*")

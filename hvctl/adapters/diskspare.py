@@ -55,7 +55,7 @@ def prepare(
     check_folder(files.overlay.parent)
     refuse_begun(files)
     _check_wanted(seat, tag, extent)
-    files.clean(durable=False)
+    files.drop_plan()
     with _host_errors(files.overlay):
         pristine = _pristine(qmp, seat, tag, files)
         if extent is None:
@@ -74,7 +74,7 @@ def prepare(
 
 
 def prepared(overlay: Path) -> Plan | None:
-    """What was prepared for this overlay, or begun; None if nothing was, or it cannot be trusted."""
+    """What was prepared for this overlay, begun or done last; None if nothing was, or it cannot be trusted."""
     try:
         fd = os.open(Files(overlay).plan, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -36,7 +36,8 @@ class Swapped:
 
 
 def restore_disk(qmp: Qmp, plan: Plan, *, pause: bool = True, at: Callable[[str], None] | None = None) -> Swapped:
-    """Bring the disk of `plan` back. Repeatable, by any process, wherever an earlier call was interrupted.
+    """Bring the disk of `plan` back. Repeatable, by any process, from wherever a call was interrupted; done once, it
+    is not done again: the next reset needs a plan of its own.
 
     pause: the vCPUs stand still while the disk is away, and run again if they ran when this was called; they stay
     paused if they were, also by an interrupted call: the caller knows who paused them. Without it, the guest gets
@@ -67,13 +68,14 @@ class _Swap:
     def run(self, pause: bool) -> Swapped:
         seen = self._look()
         self._refuse(seen)
-        self._resume = pause and seen.status == "running"
+        replaced = identity(self._files.overlay) == self._plan.spare
+        self._resume = pause and seen.status == "running" and not (replaced and not self._coming(seen))
         self._lap("look")
-        if identity(self._files.overlay) != self._plan.spare:
-            now = self._replace(seen)
-        else:
+        if replaced:
             now = seen
             self._send([("stop", "stop", {})] if self._resume else [])
+        else:
+            now = self._replace(seen)
         try:
             answers = self._send([*self._coming(now), *((c, c, a) for c, a in diskseat.QUESTIONS)])
         except GuestError as e:
@@ -83,7 +85,7 @@ class _Swap:
         self._send([("cont", "cont", {})] if self._resume else [])
         self._lap("cont")
         self._tell("clean")
-        self._files.clean(durable=self._seat.flushes)
+        self._files.over(durable=self._seat.flushes)
         self._lap("clean")
         took = dict(self._stages)
         away = took.get("gone", 0.0) + took["back"]
@@ -211,7 +213,7 @@ class _Swap:
         """Nothing was replaced: the disk comes back as it is, and the guest goes on. What to raise."""
         try:
             self._send(self._coming(self._look()))
-            self._files.clean(durable=False)
+            self._files.drop_plan()
             self._send([("cont", "cont", {})] if self._resume else [])
         except (GuestError, OSError) as e:
             return self._stranded(e)

@@ -217,7 +217,7 @@ def _spelled(chain: Sequence[tuple[Path, str]]) -> dict[str, Any]:
 
 
 def _alone(path: Path) -> dict[str, Any]:
-    return {"driver": "qcow2", "backing": None, "discard": "unmap", "file": _file(path)}
+    return {"driver": "qcow2", "backing": None, "file": _file(path)}
 
 
 def _json(options: dict[str, Any]) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters import diskseat, diskspare, guestdisk, qemuimg
+from hvctl.adapters import diskseat, diskspare, guestdisk, imagestore, qemuimg
 from hvctl.adapters.diskfiles import Files
 from hvctl.adapters.diskswap import restore_disk
 from hvctl.errors import GuestError, HvctlError, NotUndoneError, RefusedError
+from hvctl.settings import Settings
 from tests.contract.outside import MIB, made
 from tests.contract.real import RealOutside, real_outside
 from tests.host.diskpart import SIZE, Guest, content, die_at, images, two_disks, virsh
@@ -295,7 +296,7 @@ def test_killed_at_every_step(guest: Guest) -> None:
             virsh("resume", guest.uuid)
         assert guest.digest() == digest, step
         assert _options(guest.nodes()) == nodes
-        assert not any(p.name.endswith((".old", ".spare", ".reset")) for p in guest.overlay().parent.iterdir())
+        assert not any(p.name.endswith((".old", ".spare")) for p in guest.overlay().parent.iterdir())
 
 
 def test_killed_while_the_guest_runs_on(guest: Guest) -> None:
@@ -406,6 +407,33 @@ def test_a_folder_that_others_can_change(guest: Guest) -> None:
             guest.prepare("one")
     finally:
         folder.chmod(0o711)
+
+
+def test_a_disk_with_a_thread_of_its_own(outside: RealOutside) -> None:
+    """QEMU gives a disk back to its main thread while the guest stands still, and refuses to change it else."""
+    with made(outside, two_disks(outside.spec())) as uuid:
+        document = virsh("dumpxml", "--inactive", uuid).replace("<os>", "<iothreads>1</iothreads><os>", 1)
+        before, after = document[: document.index("extra.qcow2")], document[document.index("extra.qcow2") :]
+        head, _, tail = before.rpartition("<driver ")
+        outside.host.domains.redefine(uuid, f"{head}<driver iothread='1' {tail}{after}")
+        outside.host.domains.start(uuid)
+        outside.await_guest(uuid)
+        guest = Guest(outside, uuid)
+        assert "iothread='1'" in virsh("dumpxml", uuid)
+        guest.sh(RANDOM.format(size="100k", block=0))
+        digest = guest.digest()
+        guest.take("one")
+        guest.sh(RANDOM.format(size="100k", block=0))
+        now, nodes = guest.digest(), _options(guest.nodes())
+        with pytest.raises(HvctlError, match=r"was not reset: .*context"):
+            guest.restore(guest.prepare("one"), pause=False)
+        assert guest.digest() == now != digest
+        assert _options(guest.nodes()) == nodes
+        guest.back("one")
+        assert guest.digest() == digest
+        assert _options(guest.nodes()) == nodes
+        diskspare.forget(guest.overlay())
+        guest.delete("one")
 
 
 # --- ranges
@@ -522,6 +550,39 @@ def test_a_disk_that_a_guest_does_not_let_go(guest: Guest) -> None:
         guestdisk.release(guest.call, "/dev/vdb")
     assert "/extra" in guest.sh("cat /proc/mounts")
     guest.sh("kill $(cat /run/holder)")
+
+
+def test_a_debian_guest_and_its_partitions(outside: RealOutside) -> None:
+    """Partitions that the snapshot has and the disk had no more are there again, and their file system is mounted."""
+    image = imagestore.find(Settings(), "debian")
+    spec = two_disks(outside.spec())
+    folder = images(spec)
+    folder.mkdir(mode=0o755, exist_ok=True)
+    base = folder / "root.qcow2"
+    base.hardlink_to(Path(image.kernel).with_name("root.qcow2"))
+    root = replace(spec.disks[0], name="root", backing=str(base), backing_format="qcow2", size=2 << 30)
+    memory = 192 * MIB
+    boot = {"kernel": image.kernel, "initrd": image.initrd, "cmdline": image.cmdline, "image": "debian"}
+    spec = replace(spec, **boot, memory=memory, max_memory=memory, disks=(root, spec.disks[1]))
+    try:
+        with made(outside, spec, start=True) as uuid:
+            guest = Guest(outside, uuid)
+            part = "printf 'n\\np\\n1\\n\\n\\nw\\n' | busybox fdisk /dev/vdb; /sbin/mke2fs -q -t ext4 -F /dev/vdb1 4m"
+            guest.sh(f"({part}; mkdir -p /extra; mount /dev/vdb1 /extra; echo then > /extra/mark) > /dev/null")
+            mounts = guestdisk.release(guest.call, guestdisk.device(guest.call, "vdb", "extra"))
+            assert [(m.device, m.place) for m in mounts] == [("/dev/vdb1", "/extra")]
+            guest.take("one")
+            guest.sh("dd if=/dev/zero of=/dev/vdb bs=64k count=4 conv=fsync; blockdev --rereadpt /dev/vdb")
+            guest.sh("test ! -e /dev/vdb1")
+            guest.back("one")
+            guestdisk.regain(guest.call, "/dev/vdb", mounts)
+            assert guest.sh("cat /extra/mark") == "then\n"
+            assert guest.status() == "running"
+            assert "error" not in guest.sh("dmesg | grep -e EXT4 -e 'I/O' || true")
+            diskspare.forget(guest.overlay())
+            guest.delete("one")
+    finally:
+        base.unlink()
 
 
 # --- many

@@ -200,7 +200,7 @@ class Disk:
         assert self.qemu.nodes[FORMAT] == format()
         assert self.qemu.nodes[STORAGE] == storage(self.files.overlay)
         assert not self.files.old.exists()
-        assert not self.files.plan.exists()
+        assert self.files.plan.exists() == (content == "then")
 
 
 @pytest.fixture
@@ -241,6 +241,16 @@ def test_all_at_once_does_the_same(disk: Disk) -> None:
     disk.restore()
     disk.check_back()
     assert disk.qemu.status == "running"
+
+
+def test_done_is_done(disk: Disk) -> None:
+    """What the guest wrote after a reset is not taken back by a repetition, and it is not paused for one."""
+    disk.restore()
+    os.pwrite(disk.qemu.open[STORAGE], b"more", 0)
+    disk.qemu.log.clear()
+    disk.restore()
+    assert disk.qemu.reads == "more"
+    assert not set(disk.qemu.log) - {"query-status", "query-block", "query-named-block-nodes"}
 
 
 def test_a_paused_guest_stays_paused(disk: Disk) -> None:
@@ -388,6 +398,15 @@ def test_a_node_that_came_back_otherwise_is_told(disk: Disk) -> None:
     look[0]["cache"]["direct"] = True
     object.__setattr__(disk.plan.seat, "look", json.dumps(look, sort_keys=True))
     with pytest.raises(NotUndoneError, match="not as before"):
+        disk.restore()
+    assert disk.qemu.status == "paused"
+
+
+def test_another_file_behind_the_nodes_is_told(disk: Disk) -> None:
+    other = disk.files.overlay.with_name("other")
+    other.write_text("what nobody prepared")
+    disk.plan.seat.storage["filename"] = str(other)
+    with pytest.raises(NotUndoneError, match="another file open"):
         disk.restore()
     assert disk.qemu.status == "paused"
 
