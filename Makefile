@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test test-debian13 check lint setup packages host bench-allocate picture clean
+.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -15,7 +15,12 @@ test: setup host lint
 	$(BIN)/hvctl image build micro
 	$(BIN)/hvctl image build debian
 	$(BIN)/pytest -q -n 2 -m "not host"
-	$(BIN)/pytest -m host
+	$(BIN)/pytest -q -n 2 --dist loadfile -m host
+
+# Many resets of guests that spoil everything: make soak N=10000
+soak: setup host
+	$(BIN)/hvctl image build micro
+	HVCTL_SOAK=$(or $(N),10000) $(BIN)/pytest -q -s tests/host/test_soak.py -k in_a_row
 
 # Snapshots and resets on Debian 13's libvirt, QEMU and Python; TESTS: files, pytest's options, or --guests own.
 test-debian13: setup

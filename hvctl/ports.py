@@ -265,7 +265,9 @@ class Machine(Protocol):
         """The answer to the greeting of this operation; DeadlineError without one."""
         ...
 
-    def prepare(self, vm: Vm, snapshot: Snapshot) -> None: ...
+    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
+        """Its folder and its node for device state, while the guest runs. arm: a tracker is armed next."""
+        ...
 
     def hardware(self, vm: Vm) -> Hardware:
         """The machine that the process shows its guest."""
@@ -318,6 +320,15 @@ class Machine(Protocol):
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
         """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not; seconds of each
         step. The guest must not use it meanwhile."""
+        ...
+
+    def disk_is_back(self, vm: Vm, target: str) -> bool:
+        """After an interrupted restore_disk: whether finish_disk leaves the disk at the snapshot, and not as it was."""
+        ...
+
+    def finish_disk(self, vm: Vm, target: str) -> None:
+        """End what an interrupted restore_disk began: forward if it had taken the disk away from the guest, else back.
+        A disk that was only prepared, or is done, stays as it is."""
         ...
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None: ...

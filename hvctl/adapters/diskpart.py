@@ -10,7 +10,7 @@ from hvctl.adapters import diskseat, diskspare, diskswap
 from hvctl.adapters.inside import Inside
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.snapshot import Range, Snapshot
-from hvctl.model.vm import Disk, Vm
+from hvctl.model.vm import Disk, Process, Vm
 
 
 def prepare(
@@ -19,11 +19,15 @@ def prepare(
     """document: libvirt's of the running VM. What fits already is left; what is begun has to be ended first."""
     disk = _disk(vm, target)
     overlay = Path(str(disk.path))
+    known = diskspare.prepared(overlay)
     if diskspare.begun(overlay):
-        return
+        if known is None or known.seat.life == held.process:
+            return
+        # The process ended in the middle of a reset: this one began with the image that is there.
+        diskspare.abandon(overlay)
+        known = None
     seat = diskseat.find(diskseat.sight(held.qmp.execute_all(diskseat.QUESTIONS)), held.process, disk, document)
     extent = None if range is None else (range.start, range.end)
-    known = diskspare.prepared(overlay)
     if known is None or not diskspare.fits(known, seat, snapshot.tag, extent):
         diskspare.prepare(held.qmp, seat, snapshot.tag, extent, [images])
 
@@ -41,11 +45,36 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
     return {"away": done.away / 1000, "paused": done.paused / 1000, **stages}
 
 
-def forget(overlays: Iterable[Path]) -> None:
-    """After a snapshot was taken or deleted nothing that was prepared fits any more."""
+def is_back(held: Inside, vm: Vm, target: str) -> bool:
+    """After an interrupted `restore`: whether it has ended, or came so far that it can only be ended forward."""
+    overlay = Path(str(_disk(vm, target).path))
+    plan = diskspare.prepared(overlay)
+    return plan is None or (diskspare.begun(overlay) and diskswap.is_away(held.qmp, plan))
+
+
+def finish(held: Inside, vm: Vm, target: str) -> None:
+    """End an interrupted `restore`. Until the disk was away the guest may have gone on with it, long ago by now: then
+    it keeps it as it is."""
+    overlay = Path(str(_disk(vm, target).path))
+    plan = diskspare.prepared(overlay)
+    if plan is None or not diskspare.begun(overlay):
+        return
+    if diskswap.is_away(held.qmp, plan):
+        diskswap.restore_disk(held.qmp, plan)
+    else:
+        diskswap.give_up(held.qmp, plan)
+    held.forget()
+
+
+def forget(overlays: Iterable[Path], process: Process | None) -> None:
+    """After a snapshot was taken or deleted nothing that was prepared fits any more. process: QEMU's that runs now."""
     for overlay in overlays:
+        plan = diskspare.prepared(overlay)
         with suppress(HvctlError, OSError):
-            diskspare.forget(overlay)
+            if plan is not None and plan.seat.life != process:
+                diskspare.abandon(overlay)
+            else:
+                diskspare.forget(overlay)
 
 
 def _disk(vm: Vm, target: str) -> Disk:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from typing import Final
 
-from hvctl.adapters.pulse import ENTROPY, Pulse, new_nonce
+from hvctl.adapters.pulse import ENTROPY, Pulse, discard, new_nonce
 from hvctl.errors import DeadlineError, GuestError, UnreachableError
 from hvctl.model.tracker import Life
+
+_QUIET_TRIES: Final = 64  # a port holds as much as a few FIFOs
 
 
 class Greeting:
@@ -42,3 +46,14 @@ class Greeting:
         if self._pulse is not None:
             self._pulse.close()
         self._pulse = None
+
+
+def quiet(path: str, wait: Callable[[], object]) -> None:
+    """Take what a flooding guest left in its port, until nothing more comes after `wait` (one exchange with QEMU). The
+    guest is paused. Otherwise QEMU, as soon as there is room, goes on with the port while the guest is paused, and
+    writes into its RAM: the snapshot would hold a device of one moment and RAM of another."""
+    for _ in range(_QUIET_TRIES):
+        if not discard(path):
+            return
+        wait()
+    raise GuestError("the guest does not stop to write to its sign-of-life port.", "hvctl vm show VM")

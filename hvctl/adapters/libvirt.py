@@ -17,7 +17,7 @@ import libvirt_qemu
 
 from hvctl.adapters import domainxml, libvirt_tuning, process
 from hvctl.adapters.domainxml_read import qemu_ids
-from hvctl.adapters.libvirt_calls import Connection, clean, code_of, named, text_of, tolerant, translate
+from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, named, text_of, tolerant, translate
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
@@ -34,29 +34,6 @@ _SHUTDOWN_SECONDS = 15.0
 _VERSION_SECONDS = 1.0
 _AGENT_GRACE = 2.0
 _REREAD = 1.0
-
-# libvirt's virDomainState, and its reasons for each state, by number.
-_STATES: dict[int, tuple[State, tuple[str, ...]]] = {
-    libvirt.VIR_DOMAIN_NOSTATE: (State.OFF, ("unknown",)),
-    libvirt.VIR_DOMAIN_RUNNING: (
-        State.RUNNING,
-        ("unknown", "booted", "migrated", "restored", "from-snapshot", "unpaused", "migration-canceled",
-         "save-canceled", "wakeup", "crashed", "postcopy", "postcopy-failed"),
-    ),
-    libvirt.VIR_DOMAIN_BLOCKED: (State.RUNNING, ("unknown",)),
-    libvirt.VIR_DOMAIN_PAUSED: (
-        State.PAUSED,
-        ("unknown", "user", "migration", "save", "dump", "io-error", "watchdog", "from-snapshot", "shutting-down",
-         "snapshot", "crashed", "starting-up", "postcopy", "postcopy-failed", "api-error"),
-    ),
-    libvirt.VIR_DOMAIN_SHUTDOWN: (State.STOPPING, ("unknown", "user")),
-    libvirt.VIR_DOMAIN_SHUTOFF: (
-        State.OFF,
-        ("unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot", "daemon"),
-    ),
-    libvirt.VIR_DOMAIN_CRASHED: (State.CRASHED, ("unknown", "panicked")),
-    libvirt.VIR_DOMAIN_PMSUSPENDED: (State.SUSPENDED, ("unknown",)),
-}  # fmt: skip
 
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -142,7 +119,7 @@ class LibvirtDomains:
             return self._vm(domain, tuple(domain.state()), persistent)
 
     def _vm(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
-        now, reasons = _STATES.get(state[0], (State.OFF, ("unknown",)))
+        now, reasons = STATES.get(state[0], (State.OFF, ("unknown",)))
         parts = domainxml.read(domain.XMLDesc(0))
         active = now.active
         weight, quota = parts.cpu_shares, parts.cpu_quota
@@ -401,7 +378,7 @@ class LibvirtDomains:
 
 
 def _state_of(domain: Any) -> State:
-    return _STATES.get(domain.state()[0], (State.OFF, ()))[0]
+    return STATES.get(domain.state()[0], (State.OFF, ()))[0]
 
 
 def _version(number: int) -> str:

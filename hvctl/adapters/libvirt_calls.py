@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from hvctl.errors import BusyError, DeadlineError, HvctlError, NotFoundError, RefusedError, UnreachableError
+from hvctl.model.vm import State
 
 T = TypeVar("T")
 
@@ -53,6 +54,30 @@ _REFUSED = {
 
 _loop_lock = threading.Lock()
 _loop_started = False
+
+
+# libvirt's virDomainState, and its reasons for each state, by number.
+STATES: dict[int, tuple[State, tuple[str, ...]]] = {
+    libvirt.VIR_DOMAIN_NOSTATE: (State.OFF, ("unknown",)),
+    libvirt.VIR_DOMAIN_RUNNING: (
+        State.RUNNING,
+        ("unknown", "booted", "migrated", "restored", "from-snapshot", "unpaused", "migration-canceled",
+         "save-canceled", "wakeup", "crashed", "postcopy", "postcopy-failed"),
+    ),
+    libvirt.VIR_DOMAIN_BLOCKED: (State.RUNNING, ("unknown",)),
+    libvirt.VIR_DOMAIN_PAUSED: (
+        State.PAUSED,
+        ("unknown", "user", "migration", "save", "dump", "io-error", "watchdog", "from-snapshot", "shutting-down",
+         "snapshot", "crashed", "starting-up", "postcopy", "postcopy-failed", "api-error"),
+    ),
+    libvirt.VIR_DOMAIN_SHUTDOWN: (State.STOPPING, ("unknown", "user")),
+    libvirt.VIR_DOMAIN_SHUTOFF: (
+        State.OFF,
+        ("unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot", "daemon"),
+    ),
+    libvirt.VIR_DOMAIN_CRASHED: (State.CRASHED, ("unknown", "panicked")),
+    libvirt.VIR_DOMAIN_PMSUSPENDED: (State.SUSPENDED, ("unknown",)),
+}  # fmt: skip
 
 
 def _start_event_loop() -> None:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from hvctl.adapters import (
-    blockgraph,
     devicetree,
     difference,
     diskpart,
     hostmemory,
-    layers,
     newprocess,
     qemuimg,
     ramcompare,
@@ -27,12 +25,13 @@ from hvctl.adapters import (
     snapshotlayers,
 )
 from hvctl.adapters import pages as pg
-from hvctl.adapters.greeting import Greeting
+from hvctl.adapters.greeting import Greeting, quiet
 from hvctl.adapters.inside import Inside
 from hvctl.adapters.layers import Writer
 from hvctl.adapters.opened import Opened
 from hvctl.adapters.pages import PAGE, Pages
-from hvctl.adapters.qmp import Command, Job
+from hvctl.adapters.qmp import Job
+from hvctl.adapters.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.adapters.tracking import RamTracking, known
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, Hardware
@@ -42,8 +41,6 @@ from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Vm
 from hvctl.settings import Settings
 
-# A state load flushes every disk, so a slow disk under load decides; the guest is paused meanwhile.
-JOB_SECONDS: Final = 60.0
 BALLOON_SECONDS: Final = 5.0
 # Virtual size of the image for device state; the state itself lies behind it and may be larger.
 VMSTATE_SIZE: Final = 1 << 20
@@ -132,11 +129,13 @@ class QemuMachine:
 
     # --- taking
 
-    def prepare(self, vm: Vm, snapshot: Snapshot) -> None:
+    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
         held = self._opened.inside(vm)
         held.graph.writable()
         devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if arm is not None:
+            self._opened.tracking(vm).foresee(arm)
         if snapshot.vmstate_node in held.graph.own:
             return
         snapshotfolder.make(self._root, folder)
@@ -178,10 +177,12 @@ class QemuMachine:
         held = self._fitting(vm, snapshot)
         if not set(snapshot.nodes) <= set(held.graph.writable().values()):
             raise RefusedError(f"the disks of {vm.name} are not those of snapshot {snapshot.name}.")
-        self._delete_tag(held, snapshot.tag)
+        delete_tag(held, snapshot.tag)
+        if vm.pulse is not None:
+            quiet(vm.pulse, lambda: held.qmp.execute("query-status"))
         _state_job(held, "snapshot-save", snapshot, snapshot.nodes)
         if snapshot.nodes:
-            diskpart.forget(_overlays(snapshot))
+            diskpart.forget(overlays(snapshot), held.process)
         held.forget()
 
     def copy_ram(
@@ -304,6 +305,12 @@ class QemuMachine:
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
         return diskpart.restore(self._opened.inside(vm), vm, snapshot, target, range)
 
+    def disk_is_back(self, vm: Vm, target: str) -> bool:
+        return diskpart.is_back(self._opened.inside(vm), vm, target)
+
+    def finish_disk(self, vm: Vm, target: str) -> None:
+        diskpart.finish(self._opened.inside(vm), vm, target)
+
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         if not vm.has_balloon:
             return
@@ -318,69 +325,10 @@ class QemuMachine:
                 f"hvctl vm show {vm.name}",
             )
 
-    # --- deleting
-
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
-        folder = snapshotfolder.folder_of(self._root, snapshot)
-        every = self._layers(snapshot.vm_uuid)
-        children = [s for s in every if s.parent == snapshot.id and s.id != snapshot.id]
-        if children and (folder / snapshotfolder.MANIFEST).exists():
-            self.publish(replace(snapshot, hidden=True))
-        else:
-            snapshotfolder.unpublish(folder)
-        if vm is not None and vm.process is not None:
-            self._drop_inside(vm, snapshot, keep=bool(children))
-        else:
-            diskpart.forget(_overlays(snapshot))
-            for path in _overlays(snapshot):
-                if path.exists():
-                    qemuimg.delete_internal_snapshot(path, snapshot.tag)
-        if children:
-            ramfile.wipe(folder / snapshotfolder.VMSTATE)
-            layers.wipe_unseen(folder, [Path(c.folder) for c in children], snapshot.ram_size // PAGE)
-            return
-        snapshotfolder.remove(folder)
-        parent = next((s for s in every if s.id == snapshot.parent and s.hidden), None)
-        if parent is not None:
-            self.drop(vm, parent)
-        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
-
-    def _drop_inside(self, vm: Vm, snapshot: Snapshot, *, keep: bool) -> None:
-        held = self._opened.inside(vm)
-        if snapshot.nodes:
-            diskpart.forget(_overlays(snapshot))
-        # A killed hvctl may have left this on.
-        held.qmp.execute(*_ignore_shared_ram(False))
-        held.forget()
-        self._delete_tag(held, snapshot.tag)
-        if snapshot.vmstate_node in held.graph.own:
-            held.qmp.execute("blockdev-del", {"node-name": snapshot.vmstate_node})
-        held.forget()
-        if keep or vm.process != snapshot.binding.process:
-            return
         if self._writer_of(snapshot):
             self._end_writer()
-        self._rebase(vm, snapshot)
-
-    def _rebase(self, vm: Vm, snapshot: Snapshot) -> None:
-        """RAM may be that of the snapshot that goes: it is then described by its parent."""
-        state = self.tracking(vm)
-        if state is None:
-            return
-        tracking = self._opened.tracking(vm)
-        own = pg.NONE
-        if state.base == snapshot.id and snapshot.parent is not None:
-            layer = layers.Layer(Path(snapshot.folder), snapshot.ram_size // PAGE)
-            own = layer.own()
-            layer.close()
-        tracking.rebase(snapshot.id, snapshot.parent, own)
-        if not any(s.id != snapshot.id for s in self._layers(vm.uuid)):
-            tracking.end()
-
-    def _delete_tag(self, held: Inside, tag: str) -> None:
-        holders = held.graph.tagged(tag)
-        if holders:
-            held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
+        Deletion(self._root, self._opened).drop(vm, snapshot)
 
     # --- how
 
@@ -414,10 +362,6 @@ class QemuMachine:
         self._writer = None
 
 
-def _overlays(snapshot: Snapshot) -> list[Path]:
-    return [Path(path) for path in blockgraph.overlays(snapshot.binding.blocks, snapshot.nodes)]
-
-
 def _available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -441,10 +385,6 @@ def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str])
         "vmstate": snapshot.vmstate_node,
         "devices": [snapshot.vmstate_node, *nodes],
     }
-    off = (*held.counter, _ignore_shared_ram(False))
-    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(_ignore_shared_ram(True),), after=off)
+    off = (*held.counter, ignore_shared_ram(False))
+    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(ignore_shared_ram(True),), after=off)
     held.counted(counts)
-
-
-def _ignore_shared_ram(on: bool) -> Command:
-    return "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": on}]}

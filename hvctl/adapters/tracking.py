@@ -7,6 +7,7 @@ arms it again: whoever dies between the two leaves "nothing is known", and the n
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from hvctl.model.vm import Process
 
 STATE: Final = "tracking.json"
 CARRIED: Final = "carried"
+PASSED: Final = "it passed its probe on this VM"
 FAST: Final = (TrackerKind.UFFD, TrackerKind.SOFT_DIRTY)
 
 
@@ -57,42 +59,51 @@ class RamTracking:
         self._chunks = self._chunks | self._ram.used()
         return pg.chunk_ranges(self._chunks)
 
+    def foresee(self, wanted: TrackerKind) -> None:
+        """What takes long of `arm`, while the guest still runs: the tracker that it will try first is put into the
+        process, as one that was not tried yet."""
+        for kind in () if self._resumed(wanted) else _kinds(wanted):
+            if kind.value not in self.state.disabled:
+                with suppress(RefusedError):
+                    self._open(kind)
+                return
+
     def arm(self, wanted: TrackerKind) -> None:
         """From now on writes are noted, by the tracker that is there or by the best of `wanted` that passes its probe;
         nothing is known of what was before. The guest is paused."""
         self._forget()
         self._chunks = self._ram.used()
-        if self._resumed(wanted):
+        if self.state.reason == PASSED and self._resumed(wanted):
             try:
                 self._taken()
                 return
             except RefusedError as e:
                 self._distrust(self.state.kind, e.message)
-        self.end()
         reasons = []
-        for kind in FAST if wanted is TrackerKind.AUTO else (wanted,):
-            if kind is TrackerKind.COMPARE:
-                continue
+        for kind in _kinds(wanted):
             if kind.value in self.state.disabled:
                 reasons.append(f"{kind}: {self.state.disabled[kind.value]}")
                 continue
             try:
-                self._open(kind)
+                tracker = self._open(kind)
+                self_probe(tracker, self.state.process.pid, self._ram.spans(), self._where())
+                tracker.arm(self._where())
+                self._save(replace(self.state, reason=PASSED))
                 return
             except RefusedError as e:
-                self.end()
                 reasons.append(f"{kind}: {e.message}")
+        self.end()
         if wanted is not TrackerKind.AUTO and reasons:
             raise RefusedError(f"the tracker {wanted} cannot be used: {reasons[0]}", "--tracker auto takes what works")
         self._save(replace(self.state, kind=TrackerKind.COMPARE, reason="; ".join(reasons) or "as asked", token=""))
 
-    def _open(self, kind: TrackerKind) -> None:
-        pid, spans = self.state.process.pid, self._ram.spans()
-        tracker = open_tracker(kind.value, pid, spans)
-        self._tracker = tracker
-        self._save(replace(self.state, kind=kind, token=tracker.token(), reason="it passed its probe on this VM"))
-        self_probe(tracker, pid, spans, self._where())
-        tracker.arm(self._where())
+    def _open(self, kind: TrackerKind) -> Tracker:
+        """The tracker in the process, as one that was not tried yet; the one that is there if it is of that kind."""
+        if self._tracker is None or self.state.kind is not kind:
+            self.end()
+            self._tracker = open_tracker(kind.value, self.state.process.pid, self._ram.spans())
+        self._save(replace(self.state, kind=kind, token=self._tracker.token(), reason=""))
+        return self._tracker
 
     def end(self) -> None:
         """The tracker leaves the process; nothing is known any more."""
@@ -201,6 +212,13 @@ class RamTracking:
     def _save(self, state: Tracking) -> None:
         self.state = state
         _write_state(self._folder / STATE, codec.dump_json(state))
+
+
+def _kinds(wanted: TrackerKind) -> Sequence[TrackerKind]:
+    """What may be tried for it, the best first."""
+    if wanted is TrackerKind.AUTO:
+        return FAST
+    return () if wanted is TrackerKind.COMPARE else (wanted,)
 
 
 def known(folder: Path, process: Process) -> Tracking | None:

@@ -89,10 +89,11 @@ def plan_take(
             f"`hvctl snapshot list {vm.name}` shows what could go, `hvctl config show` the budget",
         )
     running = vm.state is State.RUNNING
-    steps: list[Step] = [Enter(Phase.TOUCHING), PrepareSnapshot(snapshot)]
+    arm = tracking is None or tracking.base is None
+    steps: list[Step] = [Enter(Phase.TOUCHING), PrepareSnapshot(snapshot, tracker if arm else None)]
     pause: tuple[Step, ...] = (Pause(vm.uuid),) if running else ()
     resume: tuple[Step, ...] = (Resume(vm.uuid),) if running else ()
-    if tracking is None or tracking.base is None:
+    if arm:
         steps += [*pause, ArmTracker(vm.uuid, tracker), *resume]
     steps += [CopyRam(snapshot, live=True)] if running else []
     steps += [*pause, SaveState(snapshot), CopyRam(snapshot), PublishSnapshot(snapshot), Enter(Phase.COMMITTED)]

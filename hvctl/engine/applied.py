@@ -17,8 +17,9 @@ AGENT_SECONDS = 5.0
 class Applied:
     """What a step did: its inverse (None: nothing to undo), what the operator should know, facts for the journal.
 
-    mended: something was wrong and is right again, which must not pass for success. bound: the snapshot that later steps
-    name, as it is now that its process is known. stopped: of the monotonic clock, right before the guest was paused."""
+    mended: something was wrong and is right again, which must not pass for success. bound: the snapshot that later
+    steps name, as it is now that its process is known. stopped: of the monotonic clock, right before the guest was
+    paused."""
 
     inverse: p.Step | None = None
     warning: str | None = None

@@ -45,8 +45,8 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
             if life.seconds is None:
                 return Applied()
             return Applied(facts={"life": life.seconds, "reseeded": life.reseeded, "clock": life.clock_set})
-        case p.PrepareSnapshot(snapshot):
-            machine.prepare(vm(snapshot.vm_uuid), snapshot)
+        case p.PrepareSnapshot(snapshot, arm):
+            machine.prepare(vm(snapshot.vm_uuid), snapshot, arm)
             return Applied(p.DropSnapshot(snapshot))
         case p.ArmTracker(uuid, tracker):
             state = machine.arm(vm(uuid), tracker)
@@ -82,6 +82,9 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
             return _audit(machine, vm(snapshot.vm_uuid), snapshot, state, nodes)
         case p.PrepareDisk(snapshot, target, part):
             machine.prepare_disk(vm(snapshot.vm_uuid), snapshot, target, part)
+            return Applied()
+        case p.FinishDisk(uuid, target):
+            machine.finish_disk(vm(uuid), target)
             return Applied()
         case p.ReadyDisk(snapshot, target):
             machine.prepare_disk(vm(snapshot.vm_uuid), snapshot, target)

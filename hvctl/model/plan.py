@@ -174,9 +174,11 @@ class AwaitLife:
 
 @dataclass(frozen=True, slots=True)
 class PrepareSnapshot:
-    """Make the snapshot's folder and its node for device state, while the guest runs."""
+    """Make the snapshot's folder and its node for device state, while the guest runs. arm: the tracker that is armed
+    next."""
 
     snapshot: Snapshot
+    arm: TrackerKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,14 @@ class RestoreDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishDisk:
+    """End an interrupted reset of a disk: forward if the disk was away already, else back."""
+
+    uuid: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyDisk:
     """After a reset of the disk: make its next one ready, which takes the time that the disk is in use."""
 
@@ -332,7 +342,7 @@ Step = (
     Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
     | Pause | Resume | AwaitLife | PrepareSnapshot | ArmTracker | SaveState | CopyRam | PatchRam | PublishSnapshot
-    | DropSnapshot | RestoreRam | LoadState | Audit | PrepareDisk | RestoreDisk | ReadyDisk
+    | DropSnapshot | RestoreRam | LoadState | Audit | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk
     | RestoreBalloon
     | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
     | ArchiveStep

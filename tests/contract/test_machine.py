@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hvctl.errors import GuestError, RefusedError, UnreachableError
-from hvctl.model.snapshot import Range, Snapshot
+from hvctl.model.snapshot import Snapshot
 from hvctl.model.tracker import Restored, TrackerKind
 from hvctl.model.vm import State, VmSpec
 from hvctl.ports import Host

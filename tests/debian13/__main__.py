@@ -123,6 +123,7 @@ def enter(
         "TERM": os.environ.get("TERM", "dumb"),
         # The checkout is read-only and the host's Python is another.
         "PYTHONPYCACHEPREFIX": "/var/cache/hvctl/pycache",
+        "HYPOTHESIS_STORAGE_DIRECTORY": "/var/cache/hvctl/hypothesis",
         **(env or {}),
     }
     return namespace.run(

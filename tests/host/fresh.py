@@ -101,7 +101,7 @@ def _by_hand(arguments: list[str], memory: Path, disks: dict[str, Path], own: Pa
             made.append(option)
             continue
         value = next(words)
-        if option in _DROPPED or "charmonitor" in value or "hvctl," in f"{value}," and option in ("-chardev", "-mon"):
+        if option in _DROPPED or "charmonitor" in value or ("hvctl," in f"{value}," and option in ("-chardev", "-mon")):
             continue
         if option == "-object" and "memory-backend" in value:
             value = re.sub(r'"mem-path":"[^"]*"', f'"mem-path":"{memory}"', value)

@@ -1,5 +1,5 @@
-"""Many resets of guests that dirty RAM, disks and their own code: while still paused everything is as in the snapshot by
-plain reads of the files, and the guest finds its own state. HVCTL_SOAK says how many (`make soak N=10000`)."""
+"""Many resets of guests that dirty RAM, disks and their own code: while still paused everything is as in the snapshot
+by plain reads of the files, and the guest finds its own state. HVCTL_SOAK says how many (`make soak N=10000`)."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def holdings(guest: Guest, site: Site) -> dict[str, Any]:
     files += Path(site.settings.state_dir, "vms").rglob("*")
     return {
         "qemu descriptors": Counter(_kind(p) for p in Path(f"/proc/{guest.pid}/fd").iterdir()),
-        "own descriptors": len(os.listdir("/proc/self/fd")),
+        "own descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "block nodes": len(guest.qmp("query-named-block-nodes")),
         "jobs": guest.qmp("query-jobs"),
         "files": len(files),
-        "own threads": len(os.listdir("/proc/self/task")),
+        "own threads": len(list(Path("/proc/self/task").iterdir())),
     }
 
 

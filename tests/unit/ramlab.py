@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from hvctl.adapters import ramfile
 from hvctl.adapters.guestram import GuestRam
 from hvctl.adapters.pages import PAGE
 from hvctl.adapters.ramcompare import PIECE
@@ -36,7 +37,7 @@ class Lab:
 
     def __init__(self, sizes: Sequence[int], stack: ExitStack) -> None:
         self.sizes = sizes
-        self.files = [stack.enter_context(tempfile.NamedTemporaryFile(dir=TMPFS)) for _ in sizes]
+        self.files = [stack.enter_context(tempfile.NamedTemporaryFile(dir=TMPFS)) for _ in sizes]  # noqa: SIM115
         for file, pages in zip(self.files, sizes, strict=True):
             file.truncate(pages * PAGE)
             stack.enter_context(mmap.mmap(file.fileno(), pages * PAGE, mmap.MAP_SHARED))
@@ -49,6 +50,11 @@ class Lab:
         """The guest writes into one of its pages."""
         fd, page = self._place(page)
         os.pwrite(fd, content, page * PAGE + at)
+
+    def punch(self, page: int) -> None:
+        """The guest gives one of its pages back."""
+        fd, page = self._place(page)
+        ramfile.clear(fd, page * PAGE, PAGE)
 
     def lay(self, layout: Layout) -> None:
         """Nothing is left of what was before."""

@@ -11,7 +11,7 @@ from hvctl.adapters.domainxml_read import board
 from hvctl.adapters.fake import inner, life
 from hvctl.adapters.fake.document import document
 from hvctl.adapters.fake.file import WorldFile
-from hvctl.adapters.fake.state import RAM_BYTES, File, Part, Prepared
+from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, Prepared, World
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
 from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
 from hvctl.model.snapshot import Binding, Range, Snapshot
@@ -79,7 +79,7 @@ class FakeMachine:
         with self._file.call("room", vm.uuid, looks=True) as world:
             return inner.process_of(world, vm).allocation.memory, world.room
 
-    def prepare(self, vm: Vm, snapshot: Snapshot) -> None:
+    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
         with self._file.call("prepare", vm.uuid) as world:
             inside = inner.process_of(world, vm)
             world.files.setdefault(inner.state_path(snapshot), File())
@@ -241,21 +241,37 @@ class FakeMachine:
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
         with self._file.call("restore_disk", vm.uuid) as world:
             inside = inner.process_of(world, vm)
-            overlay, ready = inner.overlay_of(world, inside, target), inside.prepared.get(target)
+            ready = inside.prepared.get(target)
             if ready is None or (ready.tag, ready.range) != (snapshot.tag, range):
                 raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.")
             ready.begun = True
-            was = overlay.tags[snapshot.tag].text
-            if range is not None:
-                size = max(len(was), len(overlay.part.text))
-                now, was = overlay.part.text.ljust(size, "\0"), was.ljust(size, "\0")
-                was = (now[: range.start] + was[range.start : range.end] + now[range.end :]).rstrip("\0")
-        # Two changes, as of RAM. The guest has released it, so that it is of any moment.
+        # Two changes, as of RAM.
         with self._file.change() as world:
-            inside = inner.process_of(world, vm)
-            inner.overlay_of(world, inside, target).part = Part(was, inside.devices.moment)
-            del inside.prepared[target]
+            self._put_back(world, inner.process_of(world, vm), target)
             return {"away": 0.0}
+
+    @staticmethod
+    def _put_back(world: World, inside: FakeVm, target: str) -> None:
+        """The guest has released it, so that it is of any moment."""
+        overlay, ready = inner.overlay_of(world, inside, target), inside.prepared.pop(target)
+        was, range = overlay.tags[ready.tag].text, ready.range
+        if range is not None:
+            size = max(len(was), len(overlay.part.text))
+            now, was = overlay.part.text.ljust(size, "\0"), was.ljust(size, "\0")
+            was = (now[: range.start] + was[range.start : range.end] + now[range.end :]).rstrip("\0")
+        overlay.part = Part(was, inside.devices.moment)
+
+    def disk_is_back(self, vm: Vm, target: str) -> bool:
+        with self._file.call("disk_is_back", vm.uuid) as world:
+            ready = inner.process_of(world, vm).prepared.get(target)
+            return ready is None or ready.begun
+
+    def finish_disk(self, vm: Vm, target: str) -> None:
+        with self._file.call("finish_disk", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            ready = inside.prepared.get(target)
+            if ready is not None and ready.begun:
+                self._put_back(world, inside, target)
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("restore_balloon", vm.uuid) as world:

@@ -1,0 +1,97 @@
+"""Deletes a snapshot: out of the QEMU process, out of the disks, and its layer, unless another one builds on that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from hvctl.adapters import blockgraph, diskpart, layers, qemuimg, ramfile, snapshotfolder
+from hvctl.adapters import pages as pg
+from hvctl.adapters.inside import Inside
+from hvctl.adapters.opened import Opened
+from hvctl.adapters.pages import PAGE
+from hvctl.adapters.qmp import Command
+from hvctl.adapters.tracking import known
+from hvctl.model.snapshot import Snapshot
+from hvctl.model.vm import Vm
+
+# A state load flushes every disk, so a slow disk under load decides; the guest is paused meanwhile.
+JOB_SECONDS: Final = 60.0
+
+
+def overlays(snapshot: Snapshot) -> list[Path]:
+    """The images that hold its tag."""
+    return [Path(path) for path in blockgraph.overlays(snapshot.binding.blocks, snapshot.nodes)]
+
+
+def delete_tag(held: Inside, tag: str) -> None:
+    holders = held.graph.tagged(tag)
+    if holders:
+        held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
+
+
+def ignore_shared_ram(on: bool) -> Command:
+    return "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": on}]}
+
+
+class Deletion:
+    """Of one or more snapshots: what was only kept for the last one that built on it goes with that."""
+
+    def __init__(self, root: Path, opened: Opened) -> None:
+        self._root = root
+        self._opened = opened
+
+    def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        every = list(snapshotfolder.published(self._root, snapshot.vm_uuid))
+        children = [s for s in every if s.parent == snapshot.id and s.id != snapshot.id]
+        if children and (folder / snapshotfolder.MANIFEST).exists():
+            snapshotfolder.publish(folder, replace(snapshot, hidden=True))
+        else:
+            snapshotfolder.unpublish(folder)
+        if vm is not None and vm.process is not None:
+            self._drop_inside(vm, snapshot, keep=bool(children))
+        else:
+            diskpart.forget(overlays(snapshot), None)
+            for path in overlays(snapshot):
+                if path.exists():
+                    qemuimg.delete_internal_snapshot(path, snapshot.tag)
+        if children:
+            ramfile.wipe(folder / snapshotfolder.VMSTATE)
+            layers.wipe_unseen(folder, [Path(c.folder) for c in children], snapshot.ram_size // PAGE)
+            return
+        snapshotfolder.remove(folder)
+        parent = next((s for s in every if s.id == snapshot.parent and s.hidden), None)
+        if parent is not None:
+            self.drop(vm, parent)
+        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
+
+    def _drop_inside(self, vm: Vm, snapshot: Snapshot, *, keep: bool) -> None:
+        held = self._opened.inside(vm)
+        if snapshot.nodes:
+            diskpart.forget(overlays(snapshot), held.process)
+        # A killed hvctl may have left this on.
+        held.qmp.execute(*ignore_shared_ram(False))
+        held.forget()
+        delete_tag(held, snapshot.tag)
+        if snapshot.vmstate_node in held.graph.own:
+            held.qmp.execute("blockdev-del", {"node-name": snapshot.vmstate_node})
+        held.forget()
+        if not keep and vm.process == snapshot.binding.process:
+            self._rebase(vm, snapshot)
+
+    def _rebase(self, vm: Vm, snapshot: Snapshot) -> None:
+        """RAM may be that of the snapshot that goes: it is then described by its parent."""
+        state = known(snapshotfolder.vm_folder(self._root, vm.uuid), snapshot.binding.process)
+        if state is None:
+            return
+        tracking = self._opened.tracking(vm)
+        own = pg.NONE
+        if state.base == snapshot.id and snapshot.parent is not None:
+            layer = layers.Layer(Path(snapshot.folder), snapshot.ram_size // PAGE)
+            own = layer.own()
+            layer.close()
+        tracking.rebase(snapshot.id, snapshot.parent, own)
+        if not any(s.id != snapshot.id for s in snapshotfolder.published(self._root, vm.uuid)):
+            tracking.end()
