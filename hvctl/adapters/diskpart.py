@@ -47,9 +47,8 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
 
 def is_back(held: Inside, vm: Vm, target: str) -> bool:
     """After an interrupted `restore`: whether it has ended, or came so far that it can only be ended forward."""
-    overlay = Path(str(_disk(vm, target).path))
-    plan = diskspare.prepared(overlay)
-    return plan is None or (diskspare.begun(overlay) and diskswap.is_away(held.qmp, plan))
+    plan = diskspare.prepared(Path(str(_disk(vm, target).path)))
+    return plan is None or diskswap.is_away(held.qmp, plan)
 
 
 def finish(held: Inside, vm: Vm, target: str) -> None:

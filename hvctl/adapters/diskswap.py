@@ -54,6 +54,22 @@ def restore_disk(qmp: Qmp, plan: Plan, *, pause: bool = True, at: Callable[[str]
         raise HvctlError(f"disk {plan.seat.target} cannot be reset: {e.filename}: {e.strerror}.") from e
 
 
+def is_away(qmp: Qmp, plan: Plan) -> bool:
+    """Whether a restore_disk took the disk away from the guest, or has put the new one in its place."""
+    seen = diskseat.sight(qmp.execute_all(diskseat.QUESTIONS))
+    overlay = Files(Path(plan.seat.path)).overlay
+    return seen.devices.get(plan.seat.device) == plan.seat.away or identity(overlay) == plan.spare
+
+
+def give_up(qmp: Qmp, plan: Plan) -> None:
+    """End an interrupted restore_disk that had not taken the disk away: all is as it was before, and still prepared.
+    The guest stays paused if it is. Errors as of restore_disk."""
+    try:
+        _Swap(qmp, plan, None).give_up()
+    except OSError as e:
+        raise HvctlError(f"the reset of disk {plan.seat.target} cannot be ended: {e.filename}: {e.strerror}.") from e
+
+
 class _Swap:
     def __init__(self, qmp: Qmp, plan: Plan, at: Callable[[str], None] | None) -> None:
         self._qmp = qmp
@@ -91,6 +107,10 @@ class _Swap:
         away = took.get("gone", 0.0) + took["back"]
         paused = away + took["cont"] if self._resume else 0.0
         return Swapped(tuple(self._stages), paused, away, seen.status == "running")
+
+    def give_up(self) -> None:
+        self._send(self._coming(self._look()))
+        self._files.over(durable=False)
 
     # --- the disk goes away, another file takes the place, the disk comes back
 

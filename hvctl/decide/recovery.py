@@ -12,12 +12,14 @@ from typing import assert_never
 from hvctl.decide.allocate import plan_allocation, with_parts
 from hvctl.decide.answer import Answer
 from hvctl.decide.archiverecovery import load_answer, save_answer
-from hvctl.decide.reset import binding_difference, disks_back, partial_load, reset_steps
+from hvctl.decide.reset import binding_difference, partial_load, reset_steps
+from hvctl.decide.scope import disk_targets
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.plan import (
     ClearNics,
     Destroy,
     DropSnapshot,
+    FinishDisk,
     Pause,
     Redefine,
     Refusal,
@@ -44,10 +46,11 @@ def answer(
     *,
     kept: bool = False,
     archived: bool = False,
+    back: frozenset[str] = frozenset(),
 ) -> Answer:
     """now is None when the VM was surely absent; binding is that of the running QEMU, None when there is none;
     snapshots are those of the VM that have their manifest. kept: the disks from before a load are kept; archived: what
-    was to be saved is there, whole."""
+    was to be saved is there, whole; back: the disks (vda…) that a reset of disks alone leaves at the snapshot."""
     uuid = operation.vm_uuid
     match operation.kind:
         case Kind.CREATE:
@@ -78,7 +81,7 @@ def answer(
         case Kind.SNAPSHOT_LOAD:
             return load_answer(uuid, phase, before, now, snapshots, kept)
         case Kind.RESET:
-            return _reset(uuid, phase, before, now, binding)
+            return _reset(uuid, phase, before, now, binding, back)
         case _:
             assert_never(operation.kind)
 
@@ -152,7 +155,9 @@ def _resume(uuid: str, before: Before, now: Vm | None) -> tuple[Step, ...]:
     return (Resume(uuid),) if paused and before.was_running else ()
 
 
-def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Binding | None) -> Answer:
+def _reset(
+    uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Binding | None, back: frozenset[str]
+) -> Answer:
     drop: tuple[Step, ...] = (DropSnapshot(before.scratch),) if before.scratch else ()
     if now is None or not now.state.active or binding is None:
         return Answer(OpState.FAILED, drop, "the QEMU process died during the reset")
@@ -188,9 +193,20 @@ def _reset(uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Bin
         again = partial_load(before.snapshot, before.scratch, scope, wishes)
         steps = (Pause(uuid), *again, *((Resume(uuid),) if before.was_running else ()), *drop)
     else:
-        # Without its hooks: they may have run.
-        steps = (*disks_back(now, before.snapshot, scope, wishes), *_resume(uuid, before, now))
+        return _disks(uuid, before, now, back)
     return Answer(OpState.DONE, steps, "the reset was repeated", goal_holds=True)
+
+
+def _disks(uuid: str, before: Before, now: Vm, back: frozenset[str]) -> Answer:
+    """What was begun is ended, and nothing is begun: the guest ran since, and may use a disk that it had released."""
+    targets = disk_targets(now, before.scope)
+    steps = (*(FinishDisk(uuid, t) for t in targets), *_resume(uuid, before, now))
+    if back >= set(targets):
+        return Answer(OpState.DONE, steps, "the disks are back", goal_holds=True)
+    if not back:
+        return Answer(OpState.UNDONE, steps, "no disk had gone back")
+    left = sorted(set(targets) - back)
+    return Answer(OpState.FAILED, steps, f"{', '.join(sorted(back))} went back, {', '.join(left)} did not")
 
 
 def _given_again(uuid: str, before: Before) -> tuple[Step, ...]:

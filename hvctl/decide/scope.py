@@ -83,6 +83,12 @@ def disk_of(vm: Vm, name: str) -> Disk | Refusal:
     return Refusal(f"{vm.name} has no disk {name}.", f"its writable disks: {have}")
 
 
+def disk_targets(vm: Vm, scope: Scope) -> tuple[str, ...]:
+    """Targets of the disks that are named one by one."""
+    found = (disk_of(vm, part.disk) for part in scope.disks or ())
+    return tuple(d.target for d in found if not isinstance(d, Refusal))
+
+
 def classify(
     vm: Vm, snapshot: Snapshot, scope: Scope, in_use: frozenset[str] | None
 ) -> tuple[Coherence, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hvctl import codec
 from hvctl.decide.recovery import answer
+from hvctl.decide.scope import disk_targets
 from hvctl.engine.execute import Execution, StepError
 from hvctl.engine.lock import VmLock
 from hvctl.engine.observe import observe
@@ -16,6 +17,7 @@ from hvctl.errors import NotFoundError, NotUndoneError
 from hvctl.model.allocation import resources
 from hvctl.model.host import FORGET, Forget, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
+from hvctl.model.snapshot import Binding
 from hvctl.model.vm import State, Vm
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
     kept = bool(before.load) and engine.host.storage.kept_disks(uuid) == before.load
     saving = before.snapshot if operation.kind is Kind.SNAPSHOT_SAVE else None
     archived = saving is not None and engine.host.archives.published(saving, before.archive)
-    end = answer(operation, phase, before, now, binding, snapshots, kept=kept, archived=archived)
+    back = _back(engine, operation, before, now, binding)
+    end = answer(operation, phase, before, now, binding, snapshots, kept=kept, archived=archived, back=back)
     run = Execution(
         engine.host,
         lock,
@@ -83,6 +86,17 @@ def _now(engine: Engine, uuid: str) -> Vm | None:
         return observe(engine.host, uuid, guest=True)
     except NotFoundError:
         return None
+
+
+def _back(
+    engine: Engine, operation: Operation, before: Before, now: Vm | None, binding: Binding | None
+) -> frozenset[str]:
+    """The disks of a reset of disks alone that are, or will be, at the snapshot."""
+    if operation.kind is not Kind.RESET or now is None or binding is None or before.snapshot is None:
+        return frozenset()
+    if binding.process != before.snapshot.binding.process:
+        return frozenset()
+    return frozenset(t for t in disk_targets(now, before.scope) if engine.host.machine.disk_is_back(now, t))
 
 
 def _phase(lock: VmLock, operation: Operation, now: Vm | None) -> Phase:
