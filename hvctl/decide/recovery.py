@@ -155,6 +155,14 @@ def _resume(uuid: str, before: Before, now: Vm | None) -> tuple[Step, ...]:
     return (Resume(uuid),) if paused and before.was_running else ()
 
 
+def _greeted(uuid: str, before: Before, now: Vm) -> tuple[Step, ...]:
+    """A guest that is wholly back repeats its random numbers, and has the time of the snapshot."""
+    resume = _resume(uuid, before, now)
+    if not resume or not (before.scope.ram and before.scope.devices):
+        return resume
+    return (Resume(uuid, greet=before.wishes.reseed, clock=before.wishes.clock),)
+
+
 def _reset(
     uuid: str, phase: Phase, before: Before, now: Vm | None, binding: Binding | None, back: frozenset[str]
 ) -> Answer:
@@ -173,7 +181,7 @@ def _reset(
     promise: tuple[Step, ...] = (SetRecord(uuid, before.goal),) if before.goal else ()
     if phase is Phase.COMMITTED:
         # The guest may have worked since it was resumed: finishing must not take that work away.
-        steps = (*_resume(uuid, before, now), *given, *promise, *drop)
+        steps = (*_greeted(uuid, before, now), *given, *promise, *drop)
         return Answer(OpState.DONE, steps, "the reset was complete", goal_holds=True)
     scope, wishes = before.scope, replace(before.wishes, hooks=Hooks())
     machine = scope.ram or scope.devices or bool(scope.ranges)
