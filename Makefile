@@ -41,6 +41,10 @@ bench-allocate: setup host
 	$(BIN)/hvctl image build micro
 	$(BIN)/python bench/allocate.py
 
+bench-reset: setup host
+	$(BIN)/hvctl image build debian
+	$(BIN)/python bench/reset.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
 # Draws docs/terminal.svg from a real run.
 picture: setup host
 	$(BIN)/hvctl image build micro

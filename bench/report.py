@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,20 @@ def say(text: str) -> None:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"n": len(values), "min": min(values), "median": statistics.median(values), "max": max(values)}
+    return {
+        "n": len(values),
+        "min": min(values),
+        "median": statistics.median(values),
+        "p99": statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0],
+        "max": max(values),
+    }
 
 
 def _version(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()[0]
 
 
-def write(name: str, summary: dict[str, float], cases: list[dict[str, Any]]) -> None:
+def write(name: str, summary: Mapping[str, float | str], cases: list[dict[str, Any]]) -> None:
     report = {
         "schema_version": SCHEMA_VERSION,
         "machine": {

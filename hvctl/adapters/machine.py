@@ -134,19 +134,18 @@ class QemuMachine:
         held = self._opened.inside(vm)
         held.graph.writable()
         devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if snapshot.vmstate_node not in held.graph.own:
+            snapshotfolder.make(self._root, folder)
+            try:
+                self._add_vmstate(held, snapshot, folder / snapshotfolder.VMSTATE)
+            except (DeadlineError, UnreachableError):
+                raise
+            except (HvctlError, OSError):
+                # QEMU has not got it, and no manifest will ever name it.
+                snapshotfolder.remove(folder)
+                raise
         if arm is not None:
             self._opened.tracking(vm).foresee(arm)
-        if snapshot.vmstate_node in held.graph.own:
-            return
-        snapshotfolder.make(self._root, folder)
-        try:
-            self._add_vmstate(held, snapshot, folder / snapshotfolder.VMSTATE)
-        except (DeadlineError, UnreachableError):
-            raise
-        except (HvctlError, OSError):
-            # QEMU has not got it, and no manifest will ever name it.
-            snapshotfolder.remove(folder)
-            raise
 
     def _add_vmstate(self, held: Inside, snapshot: Snapshot, image: Path) -> None:
         ramfile.wipe(image)

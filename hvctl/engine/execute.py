@@ -59,7 +59,8 @@ class Execution:
 
     vm: as observed when the operation began. kept_memory: bytes that the guest stopped at when a partial result is
     kept; then that is what is promised. bound: see Applied. mended: what was wrong and is right again. stopped and
-    continued: when the guest was paused first and went on last, in seconds of the monotonic clock."""
+    continued: when the guest was paused and went on last, in seconds of the monotonic clock; paused: for how long in
+    all."""
 
     host: Host
     lock: VmLock
@@ -77,6 +78,7 @@ class Execution:
     mended: list[str] = field(default_factory=list)
     stopped: float | None = None
     continued: float | None = None
+    paused: float = 0.0
     bound: Snapshot | None = None
     _inverses: list[Step] = field(default_factory=list)
 
@@ -131,6 +133,7 @@ class Execution:
                 self.stopped = applied.stopped
             elif isinstance(step, Resume):
                 self.continued = time.monotonic()
+                self.paused += self.continued - self.stopped if self.stopped is not None else 0.0
             self._record(step, began, "done", applied.facts)
             self.faults.point(self._kind, name, "after")
         except STEP_ERRORS as e:

@@ -344,7 +344,7 @@ def _learned(run: Execution, began: float) -> dict[str, Any]:
     facts = {r.name: r.facts for r in run.records if r.facts}
     found: dict[str, Any] = {}
     if run.stopped is not None and run.continued is not None:
-        found |= {"paused": run.continued - run.stopped, "continued_after": run.continued - began}
+        found |= {"paused": run.paused, "continued_after": run.continued - began}
     if "life" in facts.get("await_life", {}):
         found["first_life"] = facts["await_life"]["life"]
     passes = [r.facts for r in run.records if r.name == "restore_ram" and r.outcome == "done"]

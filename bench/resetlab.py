@@ -1,0 +1,135 @@
+"""The VMs that bench/reset.py measures, what happens in their guests, and one reset as figures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.adapters import agent
+from hvctl.engine.applied import agent_call
+from hvctl.engine.operate import Engine
+from hvctl.model.operation import Outcome
+from hvctl.model.reset import WHOLE, DiskPart, Hooks, Scope, Wishes
+from hvctl.operations import snapshot as snapshots
+
+HVCTL = str(Path(sys.executable).with_name("hvctl"))
+SNAPSHOT = "bench"
+VIRSH_SNAPSHOT = "bench-virsh"
+DISK = "vdb"
+BOOT_SECONDS = 180.0
+AGENT_SECONDS = 60.0
+
+# Some pages of page cache, some of memory that is no file's, some clusters of the root file system.
+WORK = "head -c 2M /dev/urandom > /var/tmp/bench; head -c 3M /dev/urandom > /dev/shm/bench; sync"
+DISK_WORK = f"dd if=/dev/urandom of=/dev/{DISK} bs=64k count=32 conv=fsync 2> /dev/null"
+
+
+def run(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def milliseconds(*argv: str) -> float:
+    began = time.perf_counter()
+    run(*argv)
+    return (time.perf_counter() - began) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One reset, in milliseconds: the guest's pause; the call of the verb until the guest went on; the pause and the
+    guest's first sign of life after it; both passes over RAM; each step."""
+
+    paused: float
+    call: float
+    life: float
+    ram: float
+    pages: int
+    tracker: str
+    steps: dict[str, float]
+
+
+def figures(done: Outcome) -> Figures:
+    steps: dict[str, float] = {}
+    for step in done.steps:
+        steps[step.name] = steps.get(step.name, 0.0) + step.seconds * 1000
+    result = done.result
+    paused = result["paused"] * 1000
+    return Figures(
+        paused,
+        result["continued_after"] * 1000,
+        paused + result.get("first_life", float("nan")) * 1000,
+        steps.get("restore_ram", 0.0),
+        result["pages"],
+        result["tracker"],
+        steps,
+    )
+
+
+class Guest:
+    """A running Debian VM with a data disk that its guest does not use."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.name = name
+        self._engine = engine
+        self._call = agent_call(engine.host, engine.host.domains.uuid(name))
+
+    def ready(self, seconds: float = AGENT_SECONDS) -> None:
+        agent.wait(self._call, seconds)
+
+    def sh(self, script: str) -> None:
+        self.ready()
+        done = agent.run(self._call, ["/bin/sh", "-c", script], seconds=120)
+        if done.status != 0:
+            raise SystemExit(f"bench: {script!r} ended with {done.status} in {self.name}: {done.stderr.decode()}")
+
+    def start(self, script: str) -> None:
+        """Leave a script running."""
+        self.ready()
+        self._call("guest-exec", {"path": "/bin/sh", "arg": ["-c", script]}, 5.0)
+
+    def take(self, name: str = SNAPSHOT) -> Outcome:
+        return snapshots.take(self._engine, self.name, name)
+
+    def forget(self, name: str = SNAPSHOT) -> None:
+        snapshots.delete(self._engine, self.name, name)
+
+    def reset(self) -> Figures:
+        return figures(snapshots.reset(self._engine, self.name, SNAPSHOT, WHOLE, Wishes(audit=False)))
+
+    def reset_disk(self) -> tuple[float, float]:
+        """Milliseconds that the disk was away, and those of the call until it was back."""
+        scope = Scope(ram=False, devices=False, disks=(DiskPart(DISK),))
+        began = time.perf_counter()
+        done = snapshots.reset(self._engine, self.name, SNAPSHOT, scope, Wishes(audit=False, hooks=Hooks()))
+        whole = time.perf_counter() - began
+        after = 0.0
+        for step in reversed(done.steps):
+            if step.name == "restore_disk":
+                return step.facts["away"] * 1000, (whole - after) * 1000
+            after += step.seconds
+        raise SystemExit("bench: the disk was not reset")
+
+    def audit(self) -> int:
+        """Pages of RAM that a reset left unlike the snapshot."""
+        done = snapshots.reset(self._engine, self.name, SNAPSHOT, WHOLE, Wishes(audit=True))
+        return int(done.result["missed"])
+
+
+@contextlib.contextmanager
+def guest(engine: Engine, label: str, memory: str) -> Iterator[Guest]:
+    """A VM of its own, gone afterwards whatever happens."""
+    name = f"bench-{os.getpid()}-{label}"
+    try:
+        run(HVCTL, "vm", "create", name, "--image", "debian", "--memory", memory, "--max-memory", memory,
+            "--disk", "results:64MiB", "--start")  # fmt: skip
+        made = Guest(engine, name)
+        made.ready(BOOT_SECONDS)
+        yield made
+    finally:
+        subprocess.run([HVCTL, "vm", "delete", name, "--force"], capture_output=True, check=False)
