@@ -12,6 +12,7 @@ from hvctl.model.plan import (
     Audit,
     AwaitAgent,
     AwaitLife,
+    CheckReleased,
     CopyRam,
     DropCaches,
     DropQueues,
@@ -145,7 +146,9 @@ def plan_reset(
         return Refusal("a part of the guest's memory and a disk cannot go back together.", "one after the other")
     if scope.ram and scope.devices and any(p.range for p in scope.disks or ()):
         return Refusal("a range of a disk goes back alone.", "name the whole disk beside ram and devices")
-    coherence, why = classify(vm, snapshot, scope, in_use)
+    # Hooks that have the guest let go of a disk run first: then it is asked.
+    released = bool(scope.disks and wishes.hooks.before) and not (scope.ram or scope.devices)
+    coherence, why = classify(vm, snapshot, scope, frozenset() if released else in_use)
     if coherence is Coherence.INCOHERENT and not wishes.accept_incoherent:
         return Refusal(
             f"the reset of {vm.name} would be incoherent: {'; '.join(why)}.",
@@ -260,6 +263,8 @@ def disks_back(vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes) -> tupl
         return ()
     targets = [(found.target, p.range) for p in scope.disks if not isinstance(found := disk_of(vm, p.disk), Refusal)]
     steps: list[Step] = [RunInGuest(vm.uuid, argv, required=True) for argv in wishes.hooks.before]
+    if wishes.hooks.before and not wishes.accept_incoherent:
+        steps += [CheckReleased(vm.uuid, tuple(target for target, _ in targets))]
     steps += [PrepareDisk(snapshot, target, part) for target, part in targets]
     steps += [Enter(Phase.TOUCHING), *(RestoreDisk(snapshot, target, part) for target, part in targets)]
     steps += [Enter(Phase.COMMITTED), *(RunInGuest(vm.uuid, argv) for argv in wishes.hooks.after)]

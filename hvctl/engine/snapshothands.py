@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from hvctl.adapters import agent as guest
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
+from hvctl.engine.diskuse import disks_in_use
 from hvctl.engine.parthands import part_hand
 from hvctl.errors import GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model import plan as p
@@ -80,6 +81,9 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
             return Applied()
         case p.Audit(snapshot, state, nodes):
             return _audit(machine, vm(snapshot.vm_uuid), snapshot, state, nodes)
+        case p.CheckReleased(uuid, targets):
+            _check_released(host, vm(uuid), targets)
+            return Applied()
         case p.PrepareDisk(snapshot, target, part):
             machine.prepare_disk(vm(snapshot.vm_uuid), snapshot, target, part)
             return Applied()
@@ -126,6 +130,16 @@ def _audit(machine: Machine, vm: Vm, snapshot: Snapshot, state: Snapshot, nodes:
         mended=f"an audit found {missed} pages that the tracker had missed: they were repaired, and the tracker is not"
         " used for this VM any more.",
     )
+
+
+def _check_released(host: Host, vm: Vm, targets: tuple[str, ...]) -> None:
+    in_use = disks_in_use(host, vm)
+    if in_use is None:
+        raise RefusedError(f"the guest of {vm.name} does not say whether it uses {', '.join(targets)}.")
+    if used := sorted(in_use & set(targets)):
+        raise RefusedError(
+            f"the guest of {vm.name} still uses {', '.join(used)} after its hooks.", f"hvctl vm exec {vm.name} -- mount"
+        )
 
 
 def _run(host: Host, uuid: str, argv: tuple[str, ...], seconds: float, required: bool) -> Applied:

@@ -251,6 +251,14 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckReleased:
+    """After the hooks that have the guest let go of disks: go on only if it says that it uses none of them."""
+
+    uuid: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareDisk:
     """Make the disk's image of the snapshot beside the one in use; nothing of the guest is touched."""
 
@@ -342,7 +350,7 @@ Step = (
     Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
     | Pause | Resume | AwaitLife | PrepareSnapshot | ArmTracker | SaveState | CopyRam | PatchRam | PublishSnapshot
-    | DropSnapshot | RestoreRam | LoadState | Audit | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk
+    | DropSnapshot | RestoreRam | LoadState | Audit | CheckReleased | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk
     | RestoreBalloon
     | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
     | ArchiveStep

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from hvctl import codec
-from hvctl.adapters import guestdisk
 from hvctl.decide.reset import (
     after_reset,
     around,
@@ -23,18 +22,16 @@ from hvctl.decide.reset import (
     plan_take,
     refuse_unready,
 )
-from hvctl.engine.applied import agent_call
+from hvctl.engine.diskuse import disks_in_use
 from hvctl.engine.operate import Decision, Engine
-from hvctl.errors import HvctlError, NotFoundError, UsageError
+from hvctl.errors import NotFoundError, UsageError
 from hvctl.model.operation import Before, Kind, OpState, Outcome
 from hvctl.model.plan import Plan, Refusal
 from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
 from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State, Vm
-from hvctl.ports import Host
 
-AGENT_SECONDS = 2.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -110,19 +107,6 @@ def _scratch(engine: Engine, vm: Vm, binding: Binding) -> Snapshot:
     parent = parent_of(machine.tracking(vm), tuple(machine.snapshots(vm.uuid)), binding)
     snapshot = _new_snapshot(engine, vm, "scratch", datetime.now(UTC), binding, parent)
     return replace(snapshot, targets={}, hidden=True)
-
-
-def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
-    """Targets of the disks that the guest says it uses; None if it does not say. Its word may only harm itself."""
-    if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
-        return None
-    try:
-        names = guestdisk.mounted(agent_call(host, vm.uuid), AGENT_SECONDS)
-    except HvctlError:
-        return None
-    if names is None:
-        return None
-    return frozenset(d.target for d in vm.disks if d.target in names or d.name in names)
 
 
 def _balloon(vm: Vm) -> int:

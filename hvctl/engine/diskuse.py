@@ -1,0 +1,24 @@
+"""Which disks a guest says it uses, by the names that the host has for them."""
+
+from __future__ import annotations
+
+from hvctl.adapters import guestdisk
+from hvctl.engine.applied import agent_call
+from hvctl.errors import HvctlError
+from hvctl.model.vm import State, Vm
+from hvctl.ports import Host
+
+AGENT_SECONDS = 2.0
+
+
+def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
+    """Targets of the disks that the guest says it uses; None if it does not say. Its word may only harm itself."""
+    if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
+        return None
+    try:
+        names = guestdisk.mounted(agent_call(host, vm.uuid), AGENT_SECONDS)
+    except HvctlError:
+        return None
+    if names is None:
+        return None
+    return frozenset(d.target for d in vm.disks if d.target in names or d.name in names)
