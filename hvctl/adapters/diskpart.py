@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from hvctl.adapters import diskseat, diskspare, diskswap
+from hvctl.adapters.diskfiles import Files, identity
+from hvctl.adapters.diskseat import Sight
+from hvctl.adapters.diskspare import Plan
 from hvctl.adapters.inside import Inside
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.snapshot import Range, Snapshot
@@ -24,9 +27,9 @@ def prepare(
         if known is None or known.seat.life == held.process:
             return
         # The process ended in the middle of a reset: this one began with the image that is there.
-        diskspare.abandon(overlay)
+        Files(overlay).remove()
         known = None
-    seat = diskseat.find(diskseat.sight(held.qmp.execute_all(diskseat.QUESTIONS)), held.process, disk, document)
+    seat = diskseat.find(_sight(held), held.process, disk, document)
     extent = None if range is None else (range.start, range.end)
     if known is None or not diskspare.fits(known, seat, snapshot.tag, extent):
         diskspare.prepare(held.qmp, seat, snapshot.tag, extent, [images])
@@ -48,7 +51,7 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
 def is_back(held: Inside, vm: Vm, target: str) -> bool:
     """After an interrupted `restore`: whether it has ended, or came so far that it can only be ended forward."""
     plan = diskspare.prepared(Path(str(_disk(vm, target).path)))
-    return plan is None or diskswap.is_away(held.qmp, plan)
+    return plan is None or _is_away(plan, _sight(held))
 
 
 def finish(held: Inside, vm: Vm, target: str) -> None:
@@ -58,11 +61,24 @@ def finish(held: Inside, vm: Vm, target: str) -> None:
     plan = diskspare.prepared(overlay)
     if plan is None or not diskspare.begun(overlay):
         return
-    if diskswap.is_away(held.qmp, plan):
+    seen = _sight(held)
+    if _is_away(plan, seen):
         diskswap.restore_disk(held.qmp, plan)
     else:
-        diskswap.give_up(held.qmp, plan)
+        if plan.seat.away in seen.nodes:
+            held.qmp.execute("blockdev-del", {"node-name": plan.seat.away})
+        Files(overlay).over(durable=False)
     held.forget()
+
+
+def _sight(held: Inside) -> Sight:
+    return diskseat.sight(held.qmp.execute_all(diskseat.QUESTIONS))
+
+
+def _is_away(plan: Plan, seen: Sight) -> bool:
+    """Whether the disk was taken away from the guest, or has the new image already."""
+    taken = seen.devices.get(plan.seat.device) == plan.seat.away
+    return taken or identity(Path(plan.seat.path)) == plan.spare
 
 
 def forget(overlays: Iterable[Path], process: Process | None) -> None:
@@ -71,7 +87,7 @@ def forget(overlays: Iterable[Path], process: Process | None) -> None:
         plan = diskspare.prepared(overlay)
         with suppress(HvctlError, OSError):
             if plan is not None and plan.seat.life != process:
-                diskspare.abandon(overlay)
+                Files(overlay).remove()
             else:
                 diskspare.forget(overlay)
 

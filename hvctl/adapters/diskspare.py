@@ -113,11 +113,6 @@ def forget(overlay: Path) -> None:
     files.remove()
 
 
-def abandon(overlay: Path) -> None:
-    """After the end of the process whose disk was being reset: whichever image is in its place stays there."""
-    Files(overlay).remove()
-
-
 def refuse_begun(files: Files) -> None:
     if begun(files.overlay):
         raise RefusedError(f"a reset of the disk {files.overlay} was interrupted.", "hvctl recover")
