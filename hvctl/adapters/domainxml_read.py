@@ -53,14 +53,27 @@ class Parts:
     console: str | None
 
 
-def board(xml: str) -> tuple[str, str]:
-    """QEMU's type of the machine, and the CPU's model (or how it is chosen: host-passthrough, maximum)."""
+def board(xml: str) -> tuple[str, str, tuple[str, ...]]:
+    """QEMU's type of the machine, the CPU's model (or how it is chosen: host-passthrough, maximum), and in words the
+    devices that have a place in the machine."""
     root = parse(xml)
+    devices = tuple(sorted(_seat(d) for d in root.iterfind("devices/*") if d.find("address") is not None))
     machine = root.find("os/type")
     cpu = root.find("cpu")
     model = root.findtext("cpu/model") if cpu is not None and cpu.get("mode", "custom") == "custom" else None
     chosen = cpu.get("mode", "custom") if cpu is not None else "default"
-    return (machine.get("machine", "") if machine is not None else ""), model or chosen
+    return (machine.get("machine", "") if machine is not None else ""), model or chosen, devices
+
+
+def _seat(device: Any) -> str:
+    """What a guest would notice if it changed: what the device is, and where it is plugged; not what is behind it."""
+    model, mac, target = (device.find(name) for name in ("model", "mac", "target"))
+    kind = device.get("type") if device.tag in ("controller", "hostdev") else None
+    known = [device.tag, kind, device.get("model"), model.get("type") if model is not None else None]
+    known += [mac.get("address") if mac is not None else None]
+    known += [target.get("dev") or target.get("name") if target is not None and device.tag != "interface" else None]
+    place = sorted(f"{key}={value}" for key, value in device.find("address").items())
+    return " ".join([*filter(None, known), *place])
 
 
 def parse(xml: str) -> Any:

@@ -22,13 +22,15 @@ _CACHE: Final = {"direct": False, "no-flush": True}
 def hardware(held: Inside, vm: Vm, document: str) -> Hardware:
     """document: libvirt's of the running VM."""
     version = held.qmp.execute("query-version")["qemu"]
+    _, cpu, devices = board(document)
     machine = str(held.qmp.execute("qom-get", {"path": "/machine", "property": "type"}))
     return Hardware(
         qemu=f"{version['major']}.{version['minor']}.{version['micro']}",
         machine=machine.removesuffix("-machine"),
         accel=vm.accel.value,
-        cpu=board(document)[1],
+        cpu=cpu,
         features=_features(held),
+        devices=devices,
     )
 
 

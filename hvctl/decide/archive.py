@@ -61,11 +61,9 @@ def no_room(rooms: Iterable[Room], what: str) -> Refusal | None:
     return None
 
 
-def refuse_load(
-    vm: Vm, archive: Archive, qemu: str, machine: str, cpu: str, backings: dict[str, Backing | None]
-) -> Refusal | None:
-    """Why an archive cannot be loaded into a VM, as far as its definition and its files tell. qemu is the version that
-    libvirt would start; machine and cpu are those of the definition; backings are the images below the overlays now."""
+def refuse_load(vm: Vm, archive: Archive, defined: Hardware, backings: dict[str, Backing | None]) -> Refusal | None:
+    """Why an archive cannot be loaded into a VM, as far as its definition (`defined`: what libvirt would start) and its
+    files tell. backings are the images below the overlays now."""
     if vm.uuid != archive.snapshot.vm_uuid:
         return Refusal(
             f"the saved snapshot is of another VM, {archive.vm_name} ({archive.snapshot.vm_uuid}).", "hvctl vm list"
@@ -76,9 +74,8 @@ def refuse_load(
         )
     if vm.missing:
         return Refusal(f"{vm.name} lacks what warm resets need: {', '.join(vm.missing)}.", f"hvctl vm adopt {vm.name}")
-    now = Hardware(qemu, machine, vm.accel.value, cpu)
     difference = (
-        hardware_difference(archive.hardware, now)
+        hardware_difference(archive.hardware, defined)
         or _memory_difference(vm, archive)
         or _disk_difference(vm, archive, backings)
     )
@@ -107,7 +104,9 @@ def hardware_difference(saved: Hardware, now: Hardware) -> str | None:
         return f"its CPU model was {saved.cpu}, and is {now.cpu}"
     if saved.features and now.features and saved.features != now.features:
         return "its CPU offered other features than this host's does"
-    return None
+    gone, come = (sorted(set(a.devices) - set(b.devices)) for a, b in ((saved, now), (now, saved)))
+    words = [f"device {g!r} is gone" for g in gone[:3]] + [f"device {c!r} is new" for c in come[:3]]
+    return ", ".join(words) or None
 
 
 def _memory_difference(vm: Vm, archive: Archive) -> str | None:

@@ -14,7 +14,8 @@ class Hardware:
     """The machine that a QEMU process shows its guest, as far as saved device and CPU state depend on it.
 
     qemu is the version; machine QEMU's versioned type (pc-i440fx-7.2); accel kvm or tcg; cpu the model, or libvirt's
-    mode where it names none; features are the CPU's feature words, empty where QEMU does not tell them.
+    mode where it names none; features are the CPU's feature words, empty where QEMU does not tell them; devices are in
+    words, each with where it is plugged.
     """
 
     qemu: str
@@ -22,6 +23,7 @@ class Hardware:
     accel: str
     cpu: str
     features: str = ""
+    devices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"QEMU {self.qemu} {self.machine} {self.accel} {self.cpu}"

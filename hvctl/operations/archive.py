@@ -15,7 +15,7 @@ from hvctl.decide.reset import after_reset, binding_difference
 from hvctl.engine.operate import Decision, Engine
 from hvctl.engine.runtime import open_host
 from hvctl.errors import NotFoundError, UsageError
-from hvctl.model.archive import Archive, Difference
+from hvctl.model.archive import Archive, Difference, Hardware
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.snapshot import Snapshot
@@ -85,11 +85,12 @@ def load(
 
 def _refused(engine: Engine, vm: Vm, archive: Archive) -> Refusal | None:
     host = engine.host
-    machine, cpu = board(host.domains.xml(vm.uuid))
+    machine, cpu, devices = board(host.domains.xml(vm.uuid))
+    defined = Hardware(engine.facts.hypervisor_version, machine, vm.accel.value, cpu, "", devices)
     # Only those that the VM has: what an archive names is nothing to open.
     own = [d.path for d in vm.disks if d.writable and d.path in archive.overlays and d.path]
     backings = {path: host.archives.backing(path) for path in own}
-    return refuse_load(vm, archive, engine.facts.hypervisor_version, machine, cpu, backings)
+    return refuse_load(vm, archive, defined, backings)
 
 
 def _decide_load(engine: Engine, vm: Vm, archive: Archive, place: str, name: str | None) -> Decision | Refusal:

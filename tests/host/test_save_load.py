@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -24,7 +25,7 @@ from hvctl.model.archive import Archive
 pytestmark = pytest.mark.host
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
-RNG = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+RNG = "<rng model='virtio'><backend model='random'>/dev/urandom</backend><alias name='ua-extra'/></rng>"
 
 
 @dataclass(frozen=True)
@@ -260,15 +261,26 @@ def test_other_features_of_the_cpu_show_in_the_new_process(site: Site, kept: Kep
     assert_off_as_before(site, kept)
 
 
-def test_a_device_that_the_vm_got_since_shows_in_the_new_process(site: Site, kept: Kept, tmp_path: Path) -> None:
-    device = tmp_path / "rng.xml"
+def test_a_device_that_the_vm_got_or_lost_since_is_in_the_way(site: Site, kept: Kept, tmp_path: Path) -> None:
+    """Also one of the same kind in another slot: QEMU would look for its state under that slot's name."""
+    guest, device = kept.guest, tmp_path / "rng.xml"
+    own = guest.xml("--inactive").find("devices/rng")
+    assert own is not None
     device.write_text(RNG)
-    virsh("attach-device", kept.guest.uuid, str(device), "--config")
-    try:
-        assert "is new" in site.refused(8, "snapshot", "load", kept.guest.name, str(kept.folder))
-        assert_off_as_before(site, kept)
-    finally:
-        virsh("detach-device", kept.guest.uuid, str(device), "--config")
+    virsh("attach-device", guest.uuid, str(device), "--config")
+    said = site.refused(5, "snapshot", "load", guest.name, str(kept.folder))
+    assert "device 'rng virtio" in said
+    assert "is new" in said
+    device.write_text(ElementTree.tostring(own, encoding="unicode"))
+    virsh("detach-device", guest.uuid, str(device), "--config")
+    said = site.refused(5, "snapshot", "load", guest.name, str(kept.folder))
+    assert "is gone" in said
+    assert "is new" in said
+    virsh("detach-device-alias", guest.uuid, "ua-extra", "--config")
+    virsh("attach-device", guest.uuid, str(device), "--config")
+    assert_off_as_before(site, kept)
+    site.ok("snapshot", "load", guest.name, str(kept.folder))
+    assert_as_then(guest)
 
 
 def test_without_room_it_is_refused_with_numbers(site: Site, kept: Kept) -> None:

@@ -89,8 +89,8 @@ class FakeMachine:
     def hardware(self, vm: Vm) -> Hardware:
         with self._file.call("hardware", vm.uuid, looks=True) as world:
             inside = inner.process_of(world, vm)
-            machine, cpu = board(document(inside))
-            return Hardware(world.facts.hypervisor_version, machine, inside.accel.value, cpu)
+            machine, cpu, devices = board(document(inside))
+            return Hardware(world.facts.hypervisor_version, machine, inside.accel.value, cpu, "", devices)
 
     def attach(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("attach", vm.uuid) as world:
