@@ -122,7 +122,7 @@ def read(xml: str) -> Parts:
         max_memory=max_memory,
         cpu_shares=_integer(root, "cputune/shares"),
         cpu_quota=_quota(root, vcpus),
-        disks=tuple(_disk(d) for d in _disks(root)),
+        disks=tuple(_disk(d, root) for d in _disks(root)),
         limits=tuple(_limit(d) for d in _disks(root)),
         nics=tuple(_nic(n) for n in root.iterfind("devices/interface")),
         record=_record(root),
@@ -160,7 +160,7 @@ def _missing(root: Any) -> tuple[str, ...]:
         lacks.append("a guest agent channel")
     lacks += [
         f"disk {disk.target} as qcow2 (it is {disk.format or 'of no named format'})"
-        for disk in map(_disk, _disks(root))
+        for disk in (_disk(d, root) for d in _disks(root))
         if disk.writable and disk.format != "qcow2"
     ]
     if bypass := _bypasses(root):
@@ -262,7 +262,7 @@ def _disks(root: Any) -> list[Any]:
     return [d for d in root.iterfind("devices/disk") if d.get("device", "disk") in ("disk", "lun")]
 
 
-def _disk(element: Any) -> Disk:
+def _disk(element: Any, root: Any) -> Disk:
     driver, source, target = element.find("driver"), element.find("source"), element.find("target")
     node = element.find("alias")
     return Disk(
@@ -272,7 +272,24 @@ def _disk(element: Any) -> Disk:
         format=driver.get("type") if driver is not None else None,
         writable=element.find("readonly") is None,
         node=node.get("name") if node is not None else None,
+        address=_address(element, root),
     )
+
+
+def _address(element: Any, root: Any) -> str | None:
+    """Where a device, or the controller that it hangs on, is on the PCI bus: 0000:00:05.0."""
+    address = element.find("address")
+    if address is None:
+        return None
+    if address.get("type") == "drive":
+        kind = element.find("target").get("bus", "")
+        index = address.get("controller", "0")
+        held = (c for c in root.iterfind("devices/controller") if (c.get("type"), c.get("index")) == (kind, index))
+        return next((_address(c, root) for c in held), None)
+    parts = [address.get(key) for key in ("domain", "bus", "slot", "function")]
+    if address.get("type") != "pci" or None in parts:
+        return None
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(*(int(str(p), 0) for p in parts))
 
 
 def _limit(element: Any) -> DiskLimit:

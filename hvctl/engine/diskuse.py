@@ -12,7 +12,8 @@ AGENT_SECONDS = 2.0
 
 
 def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
-    """Targets of the disks that the guest says it uses; None if it does not say. Its word may only harm itself."""
+    """Targets of the disks that the guest says it uses; None if it does not say. Its word may only harm itself. A guest
+    has names of its own for disks, so where one sits counts, too: a doubtful one is in use."""
     if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
         return None
     try:
@@ -21,4 +22,4 @@ def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
         return None
     if names is None:
         return None
-    return frozenset(d.target for d in vm.disks if d.target in names or d.name in names)
+    return frozenset(d.target for d in vm.disks if not names.isdisjoint({d.target, d.name, d.address}))

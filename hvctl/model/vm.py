@@ -94,7 +94,8 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """target is vda…, name the disk's serial where it has one, path the active image on the host."""
+    """target is vda…, name the disk's serial where it has one, path the active image on the host, address where it is
+    on the guest's PCI bus."""
 
     target: str
     name: str | None
@@ -102,6 +103,7 @@ class Disk:
     format: str | None
     writable: bool
     node: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
