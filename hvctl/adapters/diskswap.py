@@ -54,22 +54,6 @@ def restore_disk(qmp: Qmp, plan: Plan, *, pause: bool = True, at: Callable[[str]
         raise HvctlError(f"disk {plan.seat.target} cannot be reset: {e.filename}: {e.strerror}.") from e
 
 
-def is_away(qmp: Qmp, plan: Plan) -> bool:
-    """Whether a restore_disk took the disk away from the guest, or has put the new one in its place."""
-    seen = diskseat.sight(qmp.execute_all(diskseat.QUESTIONS))
-    overlay = Files(Path(plan.seat.path)).overlay
-    return seen.devices.get(plan.seat.device) == plan.seat.away or identity(overlay) == plan.spare
-
-
-def give_up(qmp: Qmp, plan: Plan) -> None:
-    """End an interrupted restore_disk that had not taken the disk away: all is as it was before, and still prepared.
-    The guest stays paused if it is. Errors as of restore_disk."""
-    try:
-        _Swap(qmp, plan, None).give_up()
-    except OSError as e:
-        raise HvctlError(f"the reset of disk {plan.seat.target} cannot be ended: {e.filename}: {e.strerror}.") from e
-
-
 class _Swap:
     def __init__(self, qmp: Qmp, plan: Plan, at: Callable[[str], None] | None) -> None:
         self._qmp = qmp
@@ -93,10 +77,10 @@ class _Swap:
         else:
             now = self._replace(seen)
         try:
-            answers = self._send([*self._coming(now), *((c, c, a) for c, a in diskseat.QUESTIONS)])
+            answers = self._send([*self._coming(now), *((c, c, a) for c, a in diskseat.QUESTIONS[1:])])
         except GuestError as e:
             raise self._turned_back(e) from e
-        self._verify(seen, diskseat.sight(answers[-len(diskseat.QUESTIONS) :]))
+        self._verify(seen, diskseat.sight([{"status": now.status}, *answers[-2:]]))
         self._lap("back")
         self._send([("cont", "cont", {})] if self._resume else [])
         self._lap("cont")
@@ -107,10 +91,6 @@ class _Swap:
         away = took.get("gone", 0.0) + took["back"]
         paused = away + took["cont"] if self._resume else 0.0
         return Swapped(tuple(self._stages), paused, away, seen.status == "running")
-
-    def give_up(self) -> None:
-        self._send(self._coming(self._look()))
-        self._files.over(durable=False)
 
     # --- the disk goes away, another file takes the place, the disk comes back
 
@@ -221,7 +201,9 @@ class _Swap:
             wrong = "its snapshots are not as before"
         elif attached and diskseat.limits(top) != diskseat.limits(before.nodes[format]):
             wrong = "its limits are not as before"
-        elif not has_open(self._seat.life.pid, self._plan.spare):
+        elif identity(self._files.overlay) != self._plan.spare or not has_open(
+            self._seat.life.pid, self._files.overlay
+        ):
             wrong = "QEMU has another file open"
         else:
             return

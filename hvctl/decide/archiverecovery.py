@@ -7,6 +7,8 @@ from dataclasses import replace
 from hvctl.decide.allocate import plan_allocation
 from hvctl.decide.answer import Answer
 from hvctl.decide.archive import starts_with
+from hvctl.decide.reset import going_on
+from hvctl.model.allocation import Record
 from hvctl.model.archivesteps import DropArchive, ReleaseDisks, RemoveImport, ReturnDisks
 from hvctl.model.operation import Before, OpState, Phase
 from hvctl.model.plan import (
@@ -15,12 +17,12 @@ from hvctl.model.plan import (
     DropSnapshot,
     Enter,
     Refusal,
-    Resume,
     SetMemory,
     SetNicLimit,
     SetRecord,
     Step,
 )
+from hvctl.model.reset import Wishes
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import State, Vm
 
@@ -48,7 +50,8 @@ def load_answer(
     loaded = any(s.id == snapshot.id and s.binding.process == process for s in snapshots)
     if now is not None and active and (phase is Phase.COMMITTED if kept else loaded):
         # The guest may have worked since: finishing must not take that away.
-        return Answer(OpState.DONE, (release, *_finished(now, before)), "the load was complete", goal_holds=True)
+        steps = (release, *_finished(now, before, snapshot))
+        return Answer(OpState.DONE, steps, "the load was complete", goal_holds=True)
     if now is not None and active and kept and now.state is not State.PAUSED:
         return Answer(
             OpState.QUARANTINED,
@@ -68,14 +71,14 @@ def load_answer(
     return Answer(OpState.UNDONE, steps, "the VM has the disks that it had")
 
 
-def _finished(now: Vm, before: Before) -> tuple[Step, ...]:
-    uuid = now.uuid
+def _finished(now: Vm, before: Before, snapshot: Snapshot) -> tuple[Step, ...]:
+    uuid, record = now.uuid, before.goal or Record(now.allocation)
     taps = {n.mac for n in now.nics if n.tap}
-    wanted = before.goal.allocation.nics if before.goal else ()
+    wanted = record.allocation.nics
     limits = (SetNicLimit(uuid, n) for n in wanted if n.mac in taps and n != now.allocation.nic(n.mac))
-    resume = (Resume(uuid),) if now.state is State.PAUSED else ()
-    promise = (SetRecord(uuid, before.goal),) if before.goal else ()
-    return (*limits, *resume, *promise)
+    # A guest that has not run yet is to learn the time, and not to repeat its random numbers.
+    paused = now.state is State.PAUSED
+    return (*limits, *(going_on(now, snapshot, Wishes(), record) if paused else (SetRecord(uuid, record),)))
 
 
 def _defined_before(before: Before, snapshot: Snapshot) -> tuple[Step, ...]:

@@ -12,7 +12,7 @@ from typing import assert_never
 from hvctl.decide.allocate import plan_allocation, with_parts
 from hvctl.decide.answer import Answer
 from hvctl.decide.archiverecovery import load_answer, save_answer
-from hvctl.decide.reset import binding_difference, partial_load, reset_steps
+from hvctl.decide.reset import binding_difference, go_on, partial_load, reset_steps
 from hvctl.decide.scope import disk_targets
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.plan import (
@@ -33,6 +33,7 @@ from hvctl.model.plan import (
 )
 from hvctl.model.reset import Hooks
 from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State, Vm
 
 
@@ -183,7 +184,8 @@ def _reset(
         # The guest may have worked since it was resumed: finishing must not take that work away.
         steps = (*_greeted(uuid, before, now), *given, *promise, *drop)
         return Answer(OpState.DONE, steps, "the reset was complete", goal_holds=True)
-    scope, wishes = before.scope, replace(before.wishes, hooks=Hooks())
+    # With the tracker that works: the one that was asked for may be what failed.
+    scope, wishes = before.scope, replace(before.wishes, hooks=Hooks(), tracker=TrackerKind.AUTO)
     machine = scope.ram or scope.devices or bool(scope.ranges)
     if machine and now.state is not State.PAUSED:
         return Answer(
@@ -199,7 +201,7 @@ def _reset(
         )
     elif before.scratch is not None:
         again = partial_load(before.snapshot, before.scratch, scope, wishes)
-        steps = (Pause(uuid), *again, *((Resume(uuid),) if before.was_running else ()), *drop)
+        steps = (Pause(uuid), *again, *(go_on(now, wishes) if before.was_running else ()), *drop)
     else:
         return _disks(uuid, before, now, back)
     return Answer(OpState.DONE, steps, "the reset was repeated", goal_holds=True)

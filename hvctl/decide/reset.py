@@ -48,6 +48,7 @@ from hvctl.units import format_size
 
 AGENT_SECONDS = 15.0
 LIFE_SECONDS = 10.0
+NAMED = (TrackerKind.UFFD, TrackerKind.SOFT_DIRTY)
 
 
 def refuse_unready(vm: Vm) -> Refusal | None:
@@ -128,10 +129,12 @@ def after_reset(vm: Vm, snapshot: Snapshot) -> Record:
 
 def plan_reset(
     vm: Vm, snapshot: Snapshot, now: Binding, scope: Scope, wishes: Wishes,
-    in_use: frozenset[str] | None = None, scratch: Snapshot | None = None,
+    in_use: frozenset[str] | None = None, scratch: Snapshot | None = None, tracking: Tracking | None = None,
 ) -> tuple[Plan, Coherence] | Refusal:  # fmt: skip
     """A VM, or parts of it, back to a snapshot. in_use as in classify; scratch is the state as it is now, which parts
-    of RAM or of the devices need; wishes.audit is decided."""
+    of RAM or of the devices need; tracking tells which tracker is in use; wishes.audit is decided."""
+    # One that is asked for by name and does not work must be found out before anything is written.
+    arm = wishes.tracker in NAMED and (tracking is None or tracking.kind is not wishes.tracker)
     difference = binding_difference(snapshot.binding, now)
     if difference:
         return Refusal(
@@ -161,10 +164,10 @@ def plan_reset(
     if scope.ram and scope.devices:
         if resume and (wishes.clock or wishes.reseed) and not vm.pulse and not (vm.has_agent and snapshot.agent):
             reasons += ("nobody in the guest is known to set its clock and to reseed its random generator",)
-        steps = reset_steps(vm, snapshot, scope, wishes, after_reset(vm, snapshot), resume)
+        steps = reset_steps(vm, snapshot, scope, wishes, after_reset(vm, snapshot), resume, arm)
     elif scope.ram or scope.devices or scope.ranges:
         assert scratch is not None
-        steps = _partial(vm, snapshot, scratch, scope, wishes, resume)
+        steps = _partial(vm, snapshot, scratch, scope, wishes, resume, arm)
     else:
         steps = disks_back(vm, snapshot, scope, wishes)
     return Plan(_goal(vm, snapshot, scope), (*steps, *around(vm, scope)), reasons), coherence
@@ -199,14 +202,16 @@ def nodes_back(vm: Vm, snapshot: Snapshot, scope: Scope) -> tuple[str, ...] | No
 
 
 def reset_steps(
-    vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes, record: Record, resume: bool
+    vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes, record: Record, resume: bool, arm: bool = False
 ) -> tuple[Step, ...]:
-    """RAM, devices and disks; repeating it from any point leads to the same state, since the snapshot never changes.
+    """RAM, devices and disks; arm: with another tracker than the one in use. Repeating it from any point leads to the same state, since the snapshot never changes.
 
     RAM comes before the state load, because virtio reads its rings out of guest RAM while loading, and again after it,
     because the machine reset inside the load writes ROMs and tables."""
     nodes = nodes_back(vm, snapshot, scope)
-    steps: list[Step] = [Pause(vm.uuid, snapshot), Enter(Phase.TOUCHING)]
+    steps: list[Step] = [Pause(vm.uuid, snapshot)]
+    steps += [ArmTracker(vm.uuid, wishes.tracker)] if arm else []
+    steps += [Enter(Phase.TOUCHING)]
     steps += _load(snapshot, snapshot, nodes, wishes)
     if not resume:
         return (*steps, SetRecord(vm.uuid, record))
@@ -216,8 +221,7 @@ def reset_steps(
 def going_on(vm: Vm, snapshot: Snapshot, wishes: Wishes, record: Record) -> tuple[Step, ...]:
     """From a valid state to a guest that works in the present."""
     steps: list[Step] = [DropQueues(vm.uuid)] if any(n.tap for n in vm.nics) else []
-    steps += [Resume(vm.uuid, greet=wishes.reseed, clock=wishes.clock)]
-    steps += [AwaitLife(vm.uuid, LIFE_SECONDS)] if vm.pulse and wishes.reseed else []
+    steps += go_on(vm, wishes)
     steps += [RestoreBalloon(snapshot), SetRecord(vm.uuid, record)]
     agent = vm.has_agent and snapshot.agent
     if agent and (wishes.hooks.after or (not vm.pulse and (wishes.clock or wishes.reseed))):
@@ -238,18 +242,25 @@ def _load(ram: Snapshot, state: Snapshot, nodes: tuple[str, ...] | None, wishes:
 
 
 def _partial(
-    vm: Vm, snapshot: Snapshot, scratch: Snapshot, scope: Scope, wishes: Wishes, resume: bool
+    vm: Vm, snapshot: Snapshot, scratch: Snapshot, scope: Scope, wishes: Wishes, resume: bool, arm: bool
 ) -> tuple[Step, ...]:
     """Part of RAM, or devices alone: the state as it is now is kept as a scratch snapshot without disks, the asked part
     is put into it, and the VM goes back to that. So the vCPUs' state is loaded anew (emulated, QEMU would run code
     that it translated from what was in RAM before), and every step may be repeated as those of a whole reset."""
-    steps: list[Step] = [PrepareSnapshot(scratch), Pause(vm.uuid), SaveState(scratch), CopyRam(scratch)]
+    steps: list[Step] = [PrepareSnapshot(scratch), Pause(vm.uuid)]
+    steps += [ArmTracker(vm.uuid, wishes.tracker)] if arm else []
+    steps += [SaveState(scratch), CopyRam(scratch)]
     if scope.ram or scope.ranges:
         steps += [PatchRam(scratch, snapshot, scope.ranges)]
     steps += [PublishSnapshot(scratch), Enter(Phase.TOUCHING)]
     steps += partial_load(snapshot, scratch, scope, wishes)
-    steps += [Resume(vm.uuid)] if resume else []
-    return (*steps, DropSnapshot(scratch))
+    return (*steps, *(go_on(vm, wishes) if resume else ()), DropSnapshot(scratch))
+
+
+def go_on(vm: Vm, wishes: Wishes) -> tuple[Step, ...]:
+    """The guest goes on, and finds with its first instructions what a pause or a reset took from it."""
+    resume = Resume(vm.uuid, greet=wishes.reseed, clock=wishes.clock)
+    return (resume, AwaitLife(vm.uuid, LIFE_SECONDS)) if vm.pulse and wishes.reseed else (resume,)
 
 
 def partial_load(snapshot: Snapshot, scratch: Snapshot, scope: Scope, wishes: Wishes) -> list[Step]:

@@ -171,7 +171,7 @@ class Engine:
             raise NotUndoneError(
                 f"{what} The result is unknown, so the operation stays open.", "hvctl recover ends it"
             ) from error.cause
-        kind: type[NotUndoneError | UndoneError]
+        kind: type[NotUndoneError | UndoneError | RefusedError]
         if lost:
             state, kind, tail = OpState.FAILED, NotUndoneError, "The QEMU process has ended, and with it the guest."
         elif error.torn:
@@ -180,7 +180,9 @@ class Engine:
             state, kind = OpState.FAILED, NotUndoneError
             tail = f"Not undone: {'; '.join(error.undo_failed)}."
         else:
-            state, kind, tail = OpState.UNDONE, UndoneError, "Everything is as it was."
+            # What could not even be begun is refused, though something had to be tried to find that out.
+            refused = isinstance(error.cause, RefusedError) and run.phase is Phase.BEGUN
+            state, kind, tail = OpState.UNDONE, RefusedError if refused else UndoneError, "Everything is as it was."
         self.store.close_operation(operation.id, state, reason=f"{error.message} {tail}", steps=run.records)
         lock.clear()
         hint = f"hvctl vm start {operation.vm_name} boots it from its disks" if lost else error.hint

@@ -182,7 +182,7 @@ def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wish
         wishes = replace(wishes, audit=due)
     scratch = _scratch(engine, vm, binding) if needs_scratch(scope) else None
     in_use = disks_in_use(engine.host, vm) if scope.disks else None
-    answer = plan_reset(vm, snapshot, binding, scope, wishes, in_use, scratch)
+    answer = plan_reset(vm, snapshot, binding, scope, wishes, in_use, scratch, tracking)
     if isinstance(answer, Refusal):
         return answer
     plan, coherence = answer

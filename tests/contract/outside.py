@@ -66,6 +66,10 @@ class Outside(Protocol):
 
     def corrupt(self, path: str) -> None: ...
 
+    def remove_archive(self, folder: str) -> None:
+        """A saved snapshot is its owner's to remove; absent already is fine."""
+        ...
+
     def snapshot(self, vm: Vm, name: str) -> Snapshot:
         """What a snapshot of this VM would be, taken now."""
         ...
@@ -174,6 +178,9 @@ class FakeOutside:
 
     def corrupt(self, path: str) -> None:
         self.world.corrupt(path)
+
+    def remove_archive(self, folder: str) -> None:
+        self.world.remove(folder)
 
     def snapshot(self, vm: Vm, name: str) -> Snapshot:
         return numbered_snapshot(self.host, vm, name, Path("/fake/snapshots"))

@@ -94,6 +94,9 @@ class RealOutside:
     def corrupt(self, path: str) -> None:
         Path(path).write_text("{")
 
+    def remove_archive(self, folder: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
     def snapshot(self, vm: Vm, name: str) -> Snapshot:
         return numbered_snapshot(self.host, vm, name, self._settings.snapshots_dir)
 

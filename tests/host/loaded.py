@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def _command(main: Any, asked: dict[str, Any], out: IO[str], err: IO[str]) -> No
         status = 0
     except SystemExit as e:
         status = cast(int, e.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

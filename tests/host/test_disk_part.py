@@ -31,7 +31,7 @@ CLUSTER = 65536
 STEPS = [
     *("keep", "add-away", "stop", "set-away", "del-format", "del-storage", "rename"),
     *("add-storage", "add-format", "set-back", "del-away"),
-    *("query-status", "query-block", "query-named-block-nodes", "cont", "clean"),
+    *("query-block", "query-named-block-nodes", "cont", "clean"),
 ]
 RANDOM = "head -c {size} /dev/urandom | dd of=/dev/vdb bs=64k seek={block} conv=fsync 2>/dev/null"
 

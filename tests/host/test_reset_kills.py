@@ -6,7 +6,11 @@ What a step leaves behind is what the next one finds, so most steps are killed o
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +19,8 @@ import pytest
 
 from host.loaded import Loaded, loaded
 from host.marked import RANGE, Marked, Marks, marked
-from host.outside import Guest
-from host.site import Site
+from host.outside import Guest, alive, await_true
+from host.site import Site, await_stopped, ended
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
 
@@ -57,14 +61,15 @@ def recovered(site: Site, command: Loaded) -> str:
 
 
 def inside(site: Site, guest: Guest) -> dict[str, Any]:
-    """What hvctl may have left in the process and beside the disks, but for what it prepares of a disk's next reset."""
+    """What hvctl may have left in the process and beside the disks, but for what it prepares of a disk's next reset,
+    and a job that is over: the next command that opens the monitor dismisses it."""
     prepared = (".spare", ".reset", ".pristine")
     folder = site.settings.vms_dir / guest.uuid
     switched = {c["capability"]: c["state"] for c in guest.qmp("query-migrate-capabilities")}
     return {
         "nodes": guest.nodes(),
         "tags": guest.tags(),
-        "jobs": guest.qmp("query-jobs"),
+        "jobs": [j for j in guest.qmp("query-jobs") if (j["id"], j["status"]) != ("hvctl-job", "concluded")],
         "left out of saves": switched["x-ignore-shared"],
         "files": sorted(p.name for p in folder.iterdir() if not p.name.endswith(prepared)),
         "snapshots": sorted(p.name for p in site.settings.snapshots_dir.glob("*/*") if p.is_dir()),
@@ -174,6 +179,8 @@ def test_a_reset_is_all_old_or_all_new(
     assert (guest.state, guest.pid) == ("running", pid)
     guest.await_answer()
     assert pair.marks() == (part.result(kept, new) if back else new)
+    # The snapshot is older than this, and a guest that came back has the present time whoever let it go on.
+    assert abs(int(guest.run("date +%s")) - time.time()) < 5
     assert inside(site, guest) == before
 
 
@@ -182,7 +189,8 @@ def test_a_reset_is_all_old_or_all_new(
     [
         (WHOLE, "restore_ram:after", "load_state:after", True),
         (WHOLE, "pause:after", "resume:before", False),
-        (DISK, "restore_disk:after", "restore_disk:before", True),
+        (DISK, "restore_disk:after", "finish_disk:before", True),
+        (DISK, "restore_disk:before", "finish_disk:after", False),
         (MEMORY, "touching:after", "load_state:after", True),
         (MEMORY, "copy_ram:after", "drop_snapshot:before", False),
     ],
@@ -229,10 +237,104 @@ def test_a_snapshot_that_another_one_builds_on(
     if then:
         killed(command, then, "recover")
     assert recovered(site, command) == "done"
-    assert [s["name"] for s in command.json("snapshot", "list", guest.name)] == ["second"]
+    names = {s["name"] for s in command.json("snapshot", "list", guest.name)}
+    assert names & {"first", "second"} == {"second"}
     pair.mark("spoiled")
     assert command.json("reset", guest.name, "--to", "second", "--audit")["result"]["missed"] == 0
     guest.await_answer()
     assert pair.marks() == second
     command.ok("snapshot", "delete", guest.name, "second")
     assert inside(site, guest) == before
+
+
+# --- a disk that is killed amid its change of places
+
+
+SWAP = """
+import os, sys
+from pathlib import Path
+from hvctl.adapters import diskspare, diskswap
+from hvctl.adapters.qmp import Qmp
+overlay, monitor, step = sys.argv[1:]
+plan = diskspare.prepared(Path(overlay))
+with Qmp(monitor, 30) as qmp:
+    diskswap.restore_disk(qmp, plan, at=lambda at: os.kill(os.getpid(), 9) if at == step else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "back"),
+    [
+        *((step, False) for step in ("keep", "add-away", "set-away")),
+        *((step, True) for step in ("del-format", "rename", "set-back", "cont")),
+    ],
+)
+def test_a_disk_that_was_being_exchanged(
+    site: Site, command: Loaded, pair: Marked, kept: Marks, step: str, back: bool
+) -> None:
+    """Forward once the guest had lost the disk, and back before: it may have taken it up again since."""
+    guest = pair.guest
+    pid, before = guest.pid, inside(site, guest)
+    new = pair.mark("new")
+    killed(command, "reset:restore_disk:before", *reset(pair, DISK))
+    monitor = site.settings.vms_dir / guest.uuid / "qmp" / "monitor.sock"
+    words = [sys.executable, "-c", SWAP, str(guest.overlays()[0]), str(monitor), step]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert recovered(site, command) == ("done" if back else "undone")
+    assert (guest.state, guest.pid) == ("running", pid)
+    assert pair.marks() == (DISK.result(kept, new) if back else new)
+    assert inside(site, guest) == before
+
+
+def test_a_disk_that_its_guest_uses_again_is_not_taken_away(
+    site: Site, command: Loaded, pair: Marked, kept: Marks
+) -> None:
+    """Between the kill and the recovery the guest runs, and knows nothing of either."""
+    guest = pair.guest
+    guest.run("mke2fs -q /dev/vda; blockdev --flushbufs /dev/vda")
+    killed(command, "reset:touching:after", *reset(pair, DISK))
+    guest.run("mkdir -p /mine; mount -t ext2 /dev/vda /mine; echo mine > /mine/file; sync")
+    assert recovered(site, command) == "undone"
+    guest.run("umount /mine; blockdev --flushbufs /dev/vda; mount -t ext2 /dev/vda /mine; grep mine /mine/file")
+    guest.run("umount /mine; blockdev --flushbufs /dev/vda")
+
+
+# --- QEMU dies
+
+
+@pytest.fixture(scope="module")
+def mortal(site: Site) -> Iterator[Guest]:
+    with site.created("--memory", "128MiB", "--max-memory", "128MiB", "--start") as guest:
+        yield guest
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "restore_ram:before",
+        "load_state:before",
+        "load_state:after",
+        "audit:before",
+        "resume:before",
+        "await_life:before",
+    ],
+)
+def test_qemu_killed_at_each_step_of_a_reset(site: Site, command: Loaded, mortal: Guest, point: str) -> None:
+    """Nothing hangs, the reset is a failed one and the VM off, and it starts again from its disks."""
+    command.ok("snapshot", "take", mortal.name, "s")
+    reset = site.spawn("reset", mortal.name, "--to", "s", "--audit", fault=f"reset:{point}=stop")
+    await_stopped(reset)
+    pid = mortal.pid
+    os.kill(pid, signal.SIGKILL)
+    await_true(lambda: not alive(pid) and mortal.state == "shut off", "libvirt sees that QEMU is gone")
+    reset.send_signal(signal.SIGCONT)
+    status, said = ended(reset)
+    assert status in (1, 3, 4, 9), said
+    assert "Traceback" not in said
+    command.run("recover")
+    assert site.open_rows() == []
+    (last, *_) = command.json("operation", "list", "--vm", mortal.name)
+    assert (last["kind"], last["state"], mortal.state) == ("reset", "failed", "shut off")
+    command.ok("vm", "start", mortal.name)
+    assert (command.json("snapshot", "list", mortal.name), mortal.nodes(), mortal.tags()) == ([], [], [])
+    mortal.await_boot()

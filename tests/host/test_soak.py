@@ -208,13 +208,16 @@ def test_uniqueness_and_what_it_is_without_the_hook(site: Site, tmp_path: Path) 
 
 def test_the_journal_tells_what_a_reset_took(site: Site) -> None:
     with site.created("--memory", "128MiB", "--max-memory", "128MiB", "--start") as guest:
-        site.ok("snapshot", "take", guest.name, "s")
+        site.ok("snapshot", "take", guest.name, "s", "--tracker", "auto")
         done = site.json("reset", guest.name, "--to", "s", "--audit")
         for key in ("paused", "continued_after", "first_life", "bytes", "pages", "tracker", "uniqueness", "coherence"):
             assert key in done["result"], key
         assert done["result"]["missed"] == 0
         stored = json.loads(site.ok("-f", "json", "operation", "show", str(done["operation"])))["operation"]
         assert stored["result"]["paused"] == done["result"]["paused"]
+        parts = site.json("reset", guest.name, "--to", "s", "--only", "ram", "--accept-incoherent", "--dry-run")
+        assert (parts["result"]["coherence"], parts["result"]["scope"]) == ("incoherent", ["ram"])
+        assert "missed" not in site.json("reset", guest.name, "--to", "s", "--no-audit")["result"]
         again = site.json("reset", guest.name, "--to", "s", "--dry-run")
-        assert again["result"]["expected"]["resets"] == 1
+        assert again["result"]["expected"]["resets"] == 2
         site.ok("snapshot", "delete", guest.name, "s")

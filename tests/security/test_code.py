@@ -110,7 +110,7 @@ def test_t02_every_monitor_command_in_the_code_is_a_literal() -> None:
     found = [(w, c) for w, f, c in calls() if f.endswith(("qmp.execute", "qmp.job"))]
     assert len(found) > 15
     # These are of the types Query, Job and Command, which hold only literals: nothing may be forced into them.
-    typed = {"job", "command", "*question", "*_ignore_shared_ram(False)"}
+    typed = {"job", "command", "*question", "*ignore_shared_ram(False)"}
     for where, call in found:
         first = call.args[0]
         assert isinstance(first, ast.Constant) or ast.unparse(first) in typed, where

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hvctl.decide.allocate import goal_of, memory_floor, plan_allocation, promised_after, with_parts
 from hvctl.model import plan as p
 from hvctl.model.allocation import Allocation, Change, DiskChange, DiskLimit, NicChange, Record, resources
+from hvctl.model.stepwords import step_name
 from hvctl.model.vm import Balloon, State, Vm
 from unit.vms import MACS, MAX_MEMORY, MIB, allocations, changes, vm_with
 
@@ -173,7 +174,7 @@ def test_foreign_traffic_control_is_not_trampled() -> None:
 def test_every_step_has_a_name_of_its_own() -> None:
     kinds = p.Step.__args__  # type: ignore[attr-defined]
     assert len({k.__name__ for k in kinds}) == len(kinds)
-    assert p.step_name(p.SetCpuQuota("u", 5)) == "set_cpu_quota"
+    assert step_name(p.SetCpuQuota("u", 5)) == "set_cpu_quota"
     assert all(fields(k) for k in kinds)
 
 

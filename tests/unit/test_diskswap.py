@@ -28,7 +28,7 @@ TAG = {"id": "1", "name": "hvctl-1", "date-sec": 1}
 WHOLE = [
     *("keep", "add-away", "stop", "set-away", "del-format", "del-storage", "rename"),
     *("add-storage", "add-format", "set-back", "del-away"),
-    *("query-status", "query-block", "query-named-block-nodes", "cont", "clean"),
+    *("query-block", "query-named-block-nodes", "cont", "clean"),
 ]
 
 

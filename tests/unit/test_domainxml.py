@@ -316,7 +316,7 @@ def test_a_domain_without_the_sign_of_life_port_lacks_nothing(before: str, after
         ("<audio ", "<hostdev/><audio ", "past QEMU"),
         ("<audio ", '<filesystem><driver type="virtiofs"/></filesystem><audio ', "virtiofs"),
         ("<audio ", '<interface type="vhostuser"/><audio ', "vhost-user"),
-        ("<audio ", '<memory model="dimm"/><audio ', "one piece"),
+        ("<audio ", '<memory model="nvdimm"/><audio ', "of the kind dimm"),
         ("org.qemu.guest_agent.0", "org.example", "agent"),
         ('<memballoon model="virtio"', '<memballoon model="none"', "balloon"),
         ('type="qcow2"', 'type="raw"', "qcow2"),

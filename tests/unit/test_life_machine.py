@@ -98,7 +98,15 @@ class Life(RuleBasedStateMachine):
         add_image(self.site)
         verbs.create(self.engine, new_vm("a"))
         verbs.create(self.engine, new_vm("b", start=False))
-        snapshots.take(self.engine, "a", "s")
+        self.stored: dict[str, dict[str, str]] = {}
+        self.keeps("a", lambda: snapshots.take(self.engine, "a", "s"))
+
+    def keeps(self, name: str, take: Callable[[], Outcome | None]) -> Outcome | None:
+        """Remembers what a snapshot must hold: nothing in a guest changes by itself."""
+        before, known = self.world.content(name), {s.id for s in self.engine.host.machine.snapshots()}
+        done = take()
+        self.stored |= {s.id: before for s in self.engine.host.machine.snapshots() if s.id not in known}
+        return done
 
     def teardown(self) -> None:
         self.store.close()
@@ -212,19 +220,19 @@ class Life(RuleBasedStateMachine):
         name = self.one(pick, State.RUNNING, State.PAUSED)
         taken = {s.name for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)}
         snapshot = next((s for s in (snapshot, "t", "u", "v") if s not in taken), snapshot)
-        done = self.act(lambda e: snapshots.take(e, name, snapshot), plan, outside)
+        done = self.keeps(name, lambda: self.act(lambda e: snapshots.take(e, name, snapshot), plan, outside))
         assert done is None or snapshot in {s.name for s in self.engine.host.machine.snapshots(done.vm_uuid)}
 
     @precondition(lambda self: self.names())
     @rule(pick=picks, snapshot=SNAPSHOTS, plan=deaths, outside=OUTSIDE)
     def reset(self, pick: int, snapshot: str, plan: list[tuple[int, str]], outside: str | None) -> None:
         name = self.one(pick, State.RUNNING, State.PAUSED)
-        taken = [s.name for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)] or [snapshot]
-        snapshot = snapshot if snapshot in taken else taken[0]
+        ids = {s.name: s.id for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)}
+        snapshot = snapshot if snapshot in ids or not ids else next(iter(ids))
         if self.world.vm(name).state is State.RUNNING:
             self.world.spoil(name)
         if self.act(lambda e: snapshots.reset(e, name, snapshot), plan, outside):
-            assert not any("spoiled" in text for text in self.world.content(name).values())
+            assert self.world.content(name) == self.stored[ids[snapshot]]
 
     @precondition(lambda self: self.names())
     @rule(pick=picks, snapshot=SNAPSHOTS, plan=deaths, outside=OUTSIDE)
@@ -284,9 +292,11 @@ class Life(RuleBasedStateMachine):
     def nothing_is_leaked(self) -> None:
         world = self.world.read()
         published = self.engine.host.machine.snapshots()
+        kept = self.engine.host.machine.snapshots(hidden=True)
+        assert {s.id for s in kept if s.hidden} <= {s.parent for s in kept}, "kept for nobody"
         disks = {d.path for vm in world.vms.values() for d in vm.disks}
         for path, file in world.files.items():
-            assert path in disks or any(path.startswith(s.folder) for s in published), f"leaked {path}"
+            assert path in disks or any(path.startswith(s.folder) for s in kept), f"leaked {path}"
             assert self.rebooted or set(file.tags) <= {s.tag for s in published}, f"leaked tags in {path}"
         for vm in world.vms.values():
             assert set(vm.nodes) <= {s.vmstate_node for s in published}, "leaked block nodes"

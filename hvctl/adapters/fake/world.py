@@ -212,6 +212,11 @@ class FakeWorld:
         with self._file.change() as world:
             world.files[path].part.text = "{"
 
+    def remove(self, folder: str) -> None:
+        """Everything in a folder of the host."""
+        with self._file.change() as world:
+            world.files = {p: f for p, f in world.files.items() if not p.startswith(f"{folder}/")}
+
     def set_room(self, room: int) -> None:
         with self._file.change() as world:
             world.room = room
