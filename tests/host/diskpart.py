@@ -118,6 +118,7 @@ class Guest:
     # --- whole snapshots
 
     def take(self, tag: str) -> None:
+        self.tags.append(tag)
         vmstate = self._place(f"{tag}.vmstate")
         qemuimg.create_empty(vmstate, MIB)
         os.chown(vmstate, *self._owner())
@@ -126,7 +127,6 @@ class Guest:
             qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": f"state-{tag}", "file": file})
             self._job(qmp, "snapshot-save", tag)
             self._copy_ram(self._ram(), self._place(f"{tag}.ram"))
-        self.tags.append(tag)
 
     def reset_all(self, tag: str) -> None:
         with self.paused(), self.monitor() as qmp:
@@ -142,9 +142,10 @@ class Guest:
         with self.monitor() as qmp:
             held = [n for n, node in self.nodes().items() if f"'{tag}'" in str(node["image"].get("snapshots"))]
             qmp.job("snapshot-delete", {"tag": tag, "devices": held}, SECONDS)
+            qmp.dismiss_jobs()
             qmp.execute("blockdev-del", {"node-name": f"state-{tag}"})
         for kind in ("ram", "vmstate"):
-            self._place(f"{tag}.{kind}").unlink()
+            self._place(f"{tag}.{kind}").unlink(missing_ok=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -161,6 +162,7 @@ class Guest:
         qmp.execute("migrate-set-capabilities", shared(True))
         node = f"state-{tag}"
         qmp.job(job, {"tag": tag, "vmstate": node, "devices": [node, *self._formats()]}, SECONDS)
+        qmp.dismiss_jobs()
         qmp.execute("migrate-set-capabilities", shared(False))
 
     def _formats(self) -> list[str]:
