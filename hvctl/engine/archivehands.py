@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from hvctl.decide.archive import hardware_difference
 from hvctl.decide.reset import shape_difference
 from hvctl.engine.applied import Applied
-from hvctl.errors import NotFoundError, RefusedError
+from hvctl.errors import NotFoundError, RefusedError, UnreachableError
 from hvctl.model import archivesteps as a
 from hvctl.model import plan as p
 from hvctl.model.archive import Hardware
@@ -44,6 +44,8 @@ def archive_hand(host: Host, step: p.Step, seen: Vm | None) -> Applied | None:
             host.storage.return_disks(uuid, load, overlays)
             return Applied()
         case a.ReleaseDisks(uuid, load, overlays):
+            if host.storage.kept_disks(uuid) == load and not host.domains.get(uuid).state.active:
+                raise UnreachableError("the QEMU process has ended before the load was valid.", "hvctl recover")
             host.storage.release_disks(uuid, load, overlays)
             return Applied()
         case a.BindSnapshot(snapshot, hardware):

@@ -25,7 +25,7 @@ from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
 from hvctl.model.plan import Enter, Plan, Refusal
 from hvctl.model.stepwords import step_detail, step_name
-from hvctl.model.vm import Vm
+from hvctl.model.vm import Process, Vm
 from hvctl.ports import Host
 from hvctl.settings import Settings
 
@@ -270,8 +270,8 @@ class Engine:
         last = next(iter(self.store.operations(self.facts.name, uuid, OpState.QUARANTINED, limit=1)), None)
         if last is None:
             return
-        before = codec.load(Before, last.before)
-        if before.vm and before.vm.process == vm.process:
+        before, found = codec.load(Before, last.before), (last.result or {}).get("process")
+        if vm.process in (before.vm and before.vm.process, found and codec.load(Process, found)):
             raise RefusedError(
                 f"{vm.name} is quarantined since operation {last.id}: {last.reason}",
                 f"hvctl vm stop {vm.name} --force, then start it",

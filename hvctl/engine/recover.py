@@ -74,8 +74,16 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
     elif succeeded and end.goal_holds and before.goal:
         promise = Promise(uuid, operation.vm_name, resources(before.goal.allocation), before.holds)
     engine.faults.point(f"recover-{operation.kind.value}", "close", "before")
+    # What is quarantined is the process that was found, which need not be the one that the operation began with.
+    process = codec.dump(now.process) if state is OpState.QUARANTINED and now and now.process else None
     engine.store.close_operation(
-        operation.id, state, reason=reason, steps=run.records, promise=promise, record=before.goal
+        operation.id,
+        state,
+        reason=reason,
+        result={"process": process} if process else None,
+        steps=run.records,
+        promise=promise,
+        record=before.goal,
     )
     lock.clear()
     return engine.store.operation(operation.id)

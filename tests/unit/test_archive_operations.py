@@ -255,7 +255,7 @@ def test_a_failure_leaves_the_vm_off_with_its_disks(
     assert site.world.content("a") == smaller
 
 
-@pytest.mark.parametrize("call", ["hardware", "attach", "restore_ram", "load_state", "audit"])
+@pytest.mark.parametrize("call", ["hardware", "attach", "restore_ram", "load_state", "audit", "kept_disks"])
 def test_a_process_that_dies_in_between_is_recovered(
     engine: Engine, site: FakeSite, off: dict[str, str], call: str
 ) -> None:
@@ -313,6 +313,11 @@ def test_a_guest_that_somebody_resumed_half_way_is_quarantined(
     assert ".old" in ended.reason
     old = [p for p in site.world.read().files if p.endswith(".old")]
     assert len(old) == 1
+    with pytest.raises(RefusedError, match="quarantined"):
+        allocate(engine, "a", GROWN)
+    verbs.stop(engine, "a", force=True, seconds=1)
+    verbs.start(engine, "a")
+    allocate(engine, "a", GROWN)
 
 
 def test_a_host_that_goes_down_in_between_keeps_the_disks(engine: Engine, site: FakeSite, off: dict[str, str]) -> None:
