@@ -20,7 +20,7 @@ from hvctl.adapters.pulse import ends
 
 pytestmark = pytest.mark.host
 
-PLACES = ("/root/mark", "/data/mark")
+PLACES = ("/srv/mark", "/data/mark")
 RAM_PLACE = "/run/mark"
 
 
@@ -127,7 +127,7 @@ def test_the_disks_are_shown_as_they_are(vm: Guest) -> None:
 
         line = virsh("domblkstat", vm.uuid, target)
         before = {words[1]: int(words[2]) for words in map(str.split, line.splitlines()) if len(words) == 3}
-        place = {"vda": "/root", "vdb": "/data"}[target]
+        place = {"vda": "/srv", "vdb": "/data"}[target]
         vm.run(f"dd if=/dev/urandom of={place}/blob bs=1M count=4 conv=fsync 2>/dev/null; rm {place}/blob")
         line = virsh("domblkstat", vm.uuid, target)
         after = {words[1]: int(words[2]) for words in map(str.split, line.splitlines()) if len(words) == 3}
