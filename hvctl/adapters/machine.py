@@ -124,7 +124,7 @@ class QemuMachine:
             self._greeting.send(vm.pulse, clock=clock)
         held.go_on()
 
-    def await_life(self, vm: Vm, seconds: float) -> Life:
+    def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest  # noqa: ARG002
         return self._greeting.await_life(seconds)
 
     # --- taking

@@ -204,7 +204,8 @@ def nodes_back(vm: Vm, snapshot: Snapshot, scope: Scope) -> tuple[str, ...] | No
 def reset_steps(
     vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes, record: Record, resume: bool, arm: bool = False
 ) -> tuple[Step, ...]:
-    """RAM, devices and disks; arm: with another tracker than the one in use. Repeating it from any point leads to the same state, since the snapshot never changes.
+    """RAM, devices and disks; arm: with another tracker than the one in use. Repeating it from any point leads to the
+    same state, since the snapshot never changes.
 
     RAM comes before the state load, because virtio reads its rings out of guest RAM while loading, and again after it,
     because the machine reset inside the load writes ROMs and tables."""

@@ -213,7 +213,7 @@ def connected(host: RamHost) -> Iterator[None]:
         patch.setattr(tracking, "self_probe", lambda *_: kernel.burn())
         patch.setattr(devicetree, "host_range", lambda _, asked: host.address_of(asked))
         patch.setattr(diskpart, "forget", lambda *_: None)
-        patch.setattr(machine, "_ignore_shared_ram", lambda _: ("stop", {}))
+        patch.setattr(machine, "ignore_shared_ram", lambda _: ("stop", {}))
         for owner, name in EFFECTS:
             patch.setattr(owner, name, _fused(kernel, getattr(owner, name)))
         yield

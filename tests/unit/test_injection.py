@@ -24,7 +24,10 @@ from hvctl.adapters.trackers import ptrace
 from hvctl.adapters.trackers.injection import system_call
 from hvctl.errors import DeadlineError, RefusedError, UnreachableError
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="only for x86-64")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="only for x86-64"),
+]
 
 GETPID, DUP, CLOSE = 39, 32, 3
 

@@ -79,7 +79,7 @@ class FakeMachine:
         with self._file.call("room", vm.uuid, looks=True) as world:
             return inner.process_of(world, vm).allocation.memory, world.room
 
-    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
+    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:  # noqa: ARG002 - needs no room  # noqa: ARG002
         with self._file.call("prepare", vm.uuid) as world:
             inside = inner.process_of(world, vm)
             world.files.setdefault(inner.state_path(snapshot), File())
