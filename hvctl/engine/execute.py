@@ -91,11 +91,19 @@ class Execution:
             try:
                 self._one(step)
             except STEP_ERRORS as e:
-                if isinstance(step, ADVISORY):
+                # Not what could be had or not, but the end of the guest: nothing may call that done.
+                if isinstance(step, ADVISORY) and not (isinstance(e, UnreachableError) and self._process_ended()):
                     message = e.message if isinstance(e, HvctlError) else str(e)
                     self.warnings.append(message)
                     continue
                 raise self._failed(step, e) from e
+
+    def _process_ended(self) -> bool:
+        """Whether the process that the operation began with is surely gone."""
+        try:
+            return self.vm is not None and self.host.domains.get(self.vm.uuid).process != self.vm.process
+        except HvctlError:
+            return False
 
     def _enter(self, phase: Phase) -> None:
         self.faults.point(self._kind, phase.value, "before")
