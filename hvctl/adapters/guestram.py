@@ -9,7 +9,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from hvctl.adapters.pages import PAGE, Addresses, Chunks, Pages
 from hvctl.adapters.trackers import Span
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Region
+
+_ALONE: Final = 8  # pages: fewer cost less to write than to ask about
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,22 @@ class GuestRam:
             if piece.first % pg.CHUNK:
                 found[np.minimum(piece.first // pg.CHUNK + at + 1, found.size - 1)] = True
         return found
+
+    def existing(self, pages: Pages) -> Pages:
+        """Those of them that are not holes; of pages that stand alone it is not asked, they count as existing."""
+        found = []
+        for first, count in pg.runs(pages).tolist():
+            if count < _ALONE:
+                found.append((first, first + count))
+                continue
+            last = first + count
+            while first < last:
+                piece = self._piece(first)
+                end = min(last, piece.first + piece.pages)
+                for a, b in ramfile.data(piece.fd, (end - piece.first) * PAGE, (first - piece.first) * PAGE):
+                    found.append((piece.first + a // PAGE, piece.first + b // PAGE))
+                first = end
+        return np.concatenate([pg.span(a, b) for a, b in found]) if found else pg.NONE
 
     def resident(self) -> int:
         """Bytes of the host's memory that it takes."""

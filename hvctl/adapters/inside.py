@@ -86,10 +86,11 @@ class Inside:
         by itself or for the guest it reports unasked, and what somebody else does through another monitor within this
         millisecond would be missed by asking once more just as well."""
         self._still = False
-        _, status, *counts = self.qmp.execute_all([("stop", {}), ("query-status", {}), *self.counter])
+        _, *counts = self.qmp.execute_all([("stop", {}), *self.counter])
         self.counted(counts)
         heard = self.qmp.heard()
-        self._refuse_running(status)
+        if "STOP" not in heard:
+            self._refuse_running(self.qmp.execute("query-status"))  # It stood still before, and may be broken.
         self._still = self._looked and "DEVICE_DELETED" not in heard
 
     def go_on(self) -> None:
@@ -97,7 +98,7 @@ class Inside:
         self.qmp.execute("cont")
 
     def is_paused(self) -> bool:
-        return (self._still and not self.qmp.heard()) or not self.qmp.execute("query-status")["running"]
+        return (self._still and self.qmp.heard() <= {"STOP"}) or not self.qmp.execute("query-status")["running"]
 
     def refuse_unless_paused(self) -> None:
         """The guest is paused, nobody migrates it, and nothing was plugged or unplugged since `binding` was told.
@@ -106,7 +107,7 @@ class Inside:
         somebody let go on and paused again, and asking a second time would not."""
         if self._still:
             heard = self.qmp.heard()
-            if not heard:
+            if heard <= {"STOP"}:
                 return
             self._still = False
             if "RESUME" in heard:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +23,9 @@ Chunks = NDArray[np.bool_]  # one for each CHUNK pages of the row
 Addresses = NDArray[np.int64]
 NONE: Final[Pages] = np.empty(0, np.int64)
 _VECTORS: Final = 1024  # IOV_MAX
-_LONGEST: Final = 256  # pages of one vector, so that a call stays below the kernel's 2 GiB
+_LONGEST: Final = 64  # pages of one vector, so that a call stays below the kernel's 2 GiB
+_SHARED: Final = 1024  # pages from which on two threads are faster than one
+_PARTS: Final = 8  # of equal size, which the threads take in turn
 _WORDS: Final = np.empty(_VECTORS, np.uint64)
 _libc = ctypes.CDLL(None, use_errno=True)
 _IOVECS: Final[list[Any]] = [
@@ -97,7 +101,8 @@ def write(own: Addresses, guest: Addresses) -> None:
 
 
 def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None:
-    """size: bytes at each address."""
+    """size: bytes at each address. Many pages are moved by two threads: memory that no cache holds is what takes the
+    time, and each processor waits for its own."""
     if not own.size:
         return
     breaks = (np.diff(own) != size) | (np.diff(guest) != size)
@@ -106,11 +111,34 @@ def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None
     lengths = np.diff(np.concatenate((starts, [own.size]))) * size
     local = np.ascontiguousarray(np.stack((own[starts], lengths), axis=1), np.uint64)
     remote = np.ascontiguousarray(np.stack((guest[starts], lengths), axis=1), np.uint64)
-    totals = np.add.reduceat(lengths, np.arange(0, lengths.size, _VECTORS))
-    for n, wanted in enumerate(totals.tolist()):
-        at = n * _VECTORS
-        count = min(_VECTORS, lengths.size - at)
-        done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
-        if done != wanted:
-            reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
-            raise HvctlError(f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left.")
+    shared = own.size > _SHARED
+    firsts = np.arange(0, lengths.size, _VECTORS)
+    if shared:
+        before = np.cumsum(lengths) - lengths
+        firsts = np.union1d(firsts, np.searchsorted(before, own.size * size // _PARTS * np.arange(_PARTS)))
+        firsts = firsts[firsts < lengths.size]
+    counts = np.diff(firsts, append=lengths.size)
+    parts = list(zip(firsts.tolist(), counts.tolist(), np.add.reduceat(lengths, firsts).tolist(), strict=True))
+
+    def some(mine: list[tuple[int, int, int]]) -> None:
+        for at, count, wanted in mine:
+            done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
+            if done != wanted:
+                reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
+                raise HvctlError(
+                    f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left."
+                )
+
+    if not shared:
+        some(parts)
+        return
+    other = _second_thread().submit(some, parts[1::2])
+    try:
+        some(parts[::2])
+    finally:
+        other.result()
+
+
+@cache
+def _second_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "pages")

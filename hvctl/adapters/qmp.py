@@ -51,8 +51,8 @@ Query = Literal[
 Job = Literal["snapshot-save", "snapshot-load", "snapshot-delete"]
 Event = Literal["JOB_STATUS_CHANGE", "BALLOON_CHANGE"]
 Command = tuple[Query, Mapping[str, object]]
-# The guest goes on; a device was given back, which takes a guest that runs.
-UNASKED: Final = ("RESUME", "DEVICE_DELETED")
+# The guest stands still or goes on; a device was given back, which takes a guest that runs.
+UNASKED: Final = ("STOP", "RESUME", "DEVICE_DELETED")
 COMMANDS: Final = frozenset(get_args(Query) + get_args(Job))
 JOB_ID: Final = "hvctl-job"
 
@@ -68,7 +68,10 @@ logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 class _Client(QMPClient):
     """Without its log of every message: that is formatted whether or not anybody reads it, and takes most of the time
-    of an exchange."""
+    of an exchange. And with shorter names of commands: QEMU reads byte by byte, at some microseconds each."""
+
+    def _get_exec_id(self) -> str:
+        return str(super()._get_exec_id()).removeprefix("__qmp#").lstrip("0") or "0"
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -205,7 +208,7 @@ class Qmp:
         checked = [*map(_checked, commands)]
 
         async def ask() -> list[Any]:
-            # Byte by byte is how QEMU reads this, at some microseconds each: no empty arguments.
+            # Empty arguments are more to read, and say nothing.
             sent = (self._client.execute(c, a or None) for c, a in checked)
             answers = await asyncio.gather(*sent, return_exceptions=True)
             for answer in answers:

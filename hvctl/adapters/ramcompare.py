@@ -21,7 +21,8 @@ from hvctl.adapters.pages import PAGE, Addresses, Pages
 PIECE: Final = 64
 THREADS: Final = 2
 _WORDS: Final = PAGE // 8
-_GIVEN_BACK: Final = 64
+_KEPT: Final = 4096  # pages
+_GIVEN_BACK: Final = 64  # pages of a run
 _ZEROS: Final = np.zeros(_WORDS, np.uint64)
 
 
@@ -36,9 +37,8 @@ def difference(guest: GuestRam, chain: Chain) -> Pages:
 
 
 def write(guest: GuestRam, chain: Chain, pages: Pages) -> int:
-    """Write these pages as the snapshot has them; bytes. Zero pages are given back to the host, but for short runs of
-    them: giving back costs as much as writing a few dozen pages, and the guest wants them again."""
-    written, source, cleared = _sorted(chain, pages)
+    """Write these pages as the snapshot has them; bytes."""
+    written, source, cleared = _sorted(guest, chain, pages)
     guest.write(written, source)
     guest.clear(cleared)
     return pages.size * PAGE
@@ -46,20 +46,28 @@ def write(guest: GuestRam, chain: Chain, pages: Pages) -> int:
 
 def foresee(guest: GuestRam, chain: Chain, pages: Pages) -> None:
     """Before the pause, what `write` will need in the page tables: these faults cost more than the copy."""
-    written, source, _ = _sorted(chain, pages)
+    written, source, _ = _sorted(guest, chain, pages)
     pg.touch(source)
     guest.touch(written)
 
 
-def _sorted(chain: Chain, pages: Pages) -> tuple[Pages, Addresses, Pages]:
-    """The pages to write, where their content is, and the pages to give back."""
+def _sorted(guest: GuestRam, chain: Chain, pages: Pages) -> tuple[Pages, Addresses, Pages]:
+    """The pages to write, where their content is, and the pages to give back to the host.
+
+    A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
+    much again when the guest wants it. But for long runs where there are many, which are memory that the host lacks."""
     source = chain.locate(pages)
-    zero = np.flatnonzero(source == 0)
-    counts = pg.runs(pages[zero])[:, 1]
-    back = np.repeat(counts >= _GIVEN_BACK, counts)
-    source[zero[~back]] = _ZEROS.ctypes.data
-    filled = source != 0
-    return pages[filled], source[filled], pages[zero[back]]
+    zero = source == 0
+    if not zero.any():
+        return pages, source, pg.NONE
+    kept, back = guest.existing(pages[zero]), pg.NONE
+    if kept.size > _KEPT:
+        counts = pg.runs(kept)[:, 1]
+        long = np.repeat(counts >= _GIVEN_BACK, counts)
+        kept, back = kept[~long], kept[long]
+    source[zero] = _ZEROS.ctypes.data
+    chosen = ~zero | np.isin(pages, kept, assume_unique=True)
+    return pages[chosen], source[chosen], back
 
 
 Found = Callable[[int, NDArray[np.bool_], NDArray[np.uint64]], None]

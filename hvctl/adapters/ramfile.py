@@ -64,9 +64,9 @@ def resident(path: str) -> int:
         raise RefusedError(f"the RAM file {path} cannot be read: {e.strerror}.", "hvctl doctor") from e
 
 
-def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The extents of a file that are not holes: start and end in bytes, whole pages."""
-    end = 0
+def data(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """The extents of a file, or of its bytes from start to size, that are not holes: start and end, whole pages."""
+    end = start
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
@@ -74,6 +74,8 @@ def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             if e.errno == ENXIO:
                 return
             raise
+        if start >= size:
+            return
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, size)
 

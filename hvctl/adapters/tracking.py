@@ -36,6 +36,7 @@ class RamTracking:
 
     def __init__(self, folder: Path, process: Process, ram: GuestRam) -> None:
         self._folder = folder
+        self._file = str(folder / STATE)
         self._ram = ram
         self._tracker: Tracker | None = None
         self.state = _load(folder, process, ram) or Tracking(process, ram.regions)
@@ -211,7 +212,7 @@ class RamTracking:
 
     def _save(self, state: Tracking) -> None:
         self.state = state
-        _write_state(self._folder / STATE, codec.dump_json(state))
+        _write_state(self._file, codec.dump_json(state))
 
 
 def _kinds(wanted: TrackerKind) -> Sequence[TrackerKind]:
@@ -236,13 +237,13 @@ def _load(folder: Path, process: Process, ram: GuestRam) -> Tracking | None:
 
 
 def _write(path: Path, pages: Pages) -> None:
-    _write_state(path, pages.tobytes())
+    _write_state(str(path), pages.tobytes())
 
 
-def _write_state(path: Path, content: bytes) -> None:
+def _write_state(path: str, content: bytes) -> None:
     """Replaced whole. It lives on a tmpfs, which survives the death of hvctl and nothing more, so nothing is synced."""
-    new = path.with_name(f".{path.name}.new")
+    new = f"{path}.new"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as stream:
         stream.write(content)
-    new.replace(path)
+    os.replace(new, path)  # noqa: PTH105 - a Path costs as much as the write, and the guest is paused

@@ -328,7 +328,7 @@ def test_what_happens_unasked_is_heard_before_the_next_answer() -> None:
         for _ in range(3):
             qmp.execute("query-block")
             heard.append(qmp.heard())
-    assert heard == [frozenset(), {"RESUME"}, frozenset()]
+    assert heard == [frozenset(), {"STOP", "RESUME"}, frozenset()]
 
 
 @pytest.mark.parametrize("refused", range(3))
