@@ -40,10 +40,12 @@ def children(answer: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def refuse_other_memory(qmp: Qmp, regions: dict[str, int]) -> None:
-    """Shared memory is left out of the device state, so there must be none but the files that are copied: their
-    backends' names and sizes in bytes."""
+    """Shared memory is left out of the device state, so there must be none but the files that are copied: their names
+    and sizes in bytes."""
     shared = {str(m.get("id")): m["size"] for m in qmp.execute("query-memdev") if m["share"]}
-    if shared != regions:
+    # libvirt calls a module dimm0 and so its file, and the backend memdimm0.
+    named = {f"mem{name}" if f"mem{name}" in shared else name: size for name, size in regions.items()}
+    if shared != named:
         raise RefusedError(
             f"the shared memory of the VM ({', '.join(sorted(shared)) or 'none'}) is not the files that hold its RAM"
             f" ({', '.join(sorted(regions))}).",
