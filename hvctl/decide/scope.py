@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hvctl.errors import UsageError
 from hvctl.model.plan import Refusal
@@ -81,6 +82,14 @@ def disk_of(vm: Vm, name: str) -> Disk | Refusal:
             return Refusal(f"disk {name} of {vm.name} is read-only: it never changes.")
     have = ", ".join(d.target for d in vm.disks if d.writable) or "none"
     return Refusal(f"{vm.name} has no disk {name}.", f"its writable disks: {have}")
+
+
+def each_disk(vm: Vm, scope: Scope) -> Scope:
+    """Without RAM and devices disks go back one by one: then all of them are named."""
+    if scope.disks is not None or (scope.ram and scope.devices):
+        return scope
+    named = (d for d in vm.disks if d.writable and not {d.target, d.name} & set(scope.keep))
+    return replace(scope, disks=tuple(DiskPart(d.target) for d in named), keep=())
 
 
 def disk_targets(vm: Vm, scope: Scope) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from hvctl import codec
+from hvctl.decide.reclaim import reclaim_refusal
 from hvctl.decide.reset import (
     after_reset,
     around,
@@ -22,6 +23,7 @@ from hvctl.decide.reset import (
     plan_take,
     refuse_unready,
 )
+from hvctl.decide.scope import each_disk
 from hvctl.engine.diskuse import disks_in_use
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import NotFoundError, UsageError
@@ -65,7 +67,7 @@ def take(
         snapshot = _new_snapshot(engine, vm, chosen, moment, binding, parent)
         in_use = disks_in_use(engine.host, vm)
         mounted = None if in_use is None else tuple(sorted(in_use))
-        snapshot = replace(snapshot, owned=tuple(owned), mounted=mounted, agent=in_use is not None)
+        snapshot = replace(snapshot, owned=tuple(owned), mounted=mounted, agent=vm.has_agent and vm.agent_connected)
         need, free = machine.room(vm)
         plan = plan_take(vm, snapshot, need, free, taken, tracking, tracker)
         if isinstance(plan, Refusal):
@@ -160,7 +162,9 @@ def reset(
             return Refusal(
                 f"{vm.name} is protected: a reset throws its work away.", f"hvctl vm protect {vm.name} --off"
             )
-        if snapshot is None:
+        if scope.cache and (refusal := reclaim_refusal(vm)):
+            return refusal
+        if snapshot is None or not scope.needs_snapshot:
             plan = Plan(f"reset {' and '.join(part_names(scope))} of {vm.name}", around(vm, scope))
             return Decision(plan, Before(vm=vm, scope=scope), result={"scope": part_names(scope)})
         refused = refuse_unready(vm) if vm.reason != "io-error" else None
@@ -174,7 +178,7 @@ def reset(
 
 
 def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wishes: Wishes) -> Decision | Refusal:
-    machine = engine.host.machine
+    machine, scope = engine.host.machine, each_disk(vm, scope)
     binding, tracking = machine.binding(vm), machine.tracking(vm)
     every = engine.settings.audit_every
     if wishes.audit is None:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from host.loaded import Loaded, loaded
 
 from faults.command import FakeSite
+from hvctl.adapters.fake.state import RAM_BYTES
 from hvctl.engine.lock import free
 from hvctl.engine.runtime import open_engine
 from hvctl.model.image import DefaultDisk, Image
+from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State
 
 pytestmark = pytest.mark.processes
 
 MIB = 1 << 20
-ARCHIVE = "/saved-on-a-fake-host"
+Content = dict[str, str]
 
 
 def engine_points(kind: str) -> list[str]:
@@ -29,7 +35,8 @@ def engine_points(kind: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """An operation: the world before it, the command, its steps and phases, and how its success is seen."""
+    """An operation: the world before it, the command, its steps in their order, its phases, and how its success is
+    seen. A step that comes again is another point to be killed at."""
 
     kind: str
     argv: Sequence[str]
@@ -37,10 +44,16 @@ class Case:
     prepare: Callable[[FakeSite], Any]
     happened: Callable[[FakeSite], bool]
     phases: Sequence[str] = ("touching",)
+    name: str = ""
 
     @property
     def points(self) -> list[str]:
-        places = itertools.product([*self.steps, *self.phases], ("before", "after"))
+        seen: Counter[str] = Counter()
+        numbered = []
+        for step in self.steps:
+            seen[step] += 1
+            numbered.append(step if seen[step] == 1 else f"{step}#{seen[step]}")
+        places = itertools.product([*numbered, *self.phases], ("before", "after"))
         return [*engine_points(self.kind), *(f"{self.kind}:{step}:{when}" for step, when in places)]
 
 
@@ -66,8 +79,6 @@ def _image(site: FakeSite) -> None:
         0,
         (DefaultDisk("data", 64 * MIB),),
     )
-    import json
-
     (folder / "image.json").write_text(json.dumps(codec.dump(image)))
 
 
@@ -78,10 +89,60 @@ def _vm(site: FakeSite, running: bool = True) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _taken(site: FakeSite) -> None:
+def _taken(site: FakeSite, *options: str, **behaviour: Any) -> None:
+    """A snapshot of a guest that worked before it and works since."""
     _vm(site)
+    site.world.set_behaviour("a", **behaviour)
+    site.world.spoil("a", "first")
+    _keep(site, "taken")
+    done = site.run("snapshot", "take", "a", "s", *options)
+    assert done.returncode == 0, done.stderr
+    site.world.spoil("a")
+    _keep(site, "before")
+
+
+def _without_pulse(site: FakeSite) -> None:
+    _vm(site)
+    site.world.unplug_pulse("a")
+    _keep(site, "taken")
     assert site.run("snapshot", "take", "a", "s").returncode == 0
     site.world.spoil("a")
+    _keep(site, "before")
+
+
+def _with_child(site: FakeSite) -> None:
+    _taken(site)
+    assert site.run("snapshot", "take", "a", "t").returncode == 0
+
+
+def _with_hidden_parent(site: FakeSite) -> None:
+    _with_child(site)
+    assert site.run("snapshot", "delete", "a", "s").returncode == 0
+    assert _hidden(site) == ["s"]
+
+
+def _mounted(site: FakeSite) -> None:
+    """The guest uses its disk, and lets go of it when it is asked to."""
+    _taken(site, mounted=["vda"])
+
+
+def _busy_network(site: FakeSite) -> None:
+    _taken(site)
+    tap = site.world.vm("a").nics[0].tap
+    assert tap is not None
+    site.world.queue(tap, 7)
+    site.world.add_address(tap, "192.0.2.5")
+    site.world.add_flow("192.0.2.5", "192.0.2.9")
+    site.world.add_flow("192.0.2.7", "192.0.2.9")
+
+
+def _keep(site: FakeSite, name: str) -> None:
+    (site.folder / f"{name}.json").write_text(json.dumps(_content(site)))
+
+
+def _kept(site: FakeSite, name: str) -> Content:
+    found: Content = json.loads((site.folder / f"{name}.json").read_text())
+    return found
 
 
 def _snapshots(site: FakeSite) -> list[str]:
@@ -89,29 +150,52 @@ def _snapshots(site: FakeSite) -> list[str]:
         return [s.name for s in engine.host.machine.snapshots()]
 
 
-def _saved(site: FakeSite) -> None:
-    """A snapshot saved at once, then work, then another process, which boots from other disks."""
-    _vm(site)
-    assert site.run("snapshot", "take", "a", "s").returncode == 0
-    assert site.run("snapshot", "save", "a", "s", "--to", ARCHIVE).returncode == 0
-    site.world.spoil("a")
-    site.world.destroy("a")
+def _hidden(site: FakeSite) -> list[str]:
+    with open_engine(site.settings) as engine:
+        return [s.name for s in engine.host.machine.snapshots(hidden=True) if s.hidden]
 
 
-def _loaded(site: FakeSite) -> bool:
-    return site.world.vm("a").state is State.RUNNING and _reset(site) and _snapshots(site) == ["s"]
-
-
-def _content(site: FakeSite) -> dict[str, str]:
+def _content(site: FakeSite) -> Content:
     return site.world.content("a")
-
-
-def _reset(site: FakeSite) -> bool:
-    return not any("spoiled" in text for text in _content(site).values() if text)
 
 
 def _names(site: FakeSite) -> set[str]:
     return {vm.name for vm in site.world.read().vms.values()}
+
+
+def back(*parts: str) -> Callable[[FakeSite], bool]:
+    """These parts are as in the snapshot, and the others as they were before the reset."""
+
+    def happened(site: FakeSite) -> bool:
+        taken, before = _kept(site, "taken"), _kept(site, "before")
+        return _content(site) == {p: (taken if p in parts else before)[p] for p in before}
+
+    return happened
+
+
+OWNED = (0x4000000, 0xC000000)
+
+
+def _range_of_ram_is_back(site: FakeSite) -> bool:
+    taken, before = _kept(site, "taken"), _kept(site, "before")
+    byte = site.world.vm("a").max_memory // RAM_BYTES
+    first, last = (2 * at // byte for at in OWNED)
+    mixed = before["ram"][:first] + taken["ram"][first:last] + before["ram"][last:]
+    assert mixed not in (before["ram"], taken["ram"])
+    return _content(site) == before | {"ram": mixed}
+
+
+def _range_of_disk_is_back(site: FakeSite) -> bool:
+    taken, before = _kept(site, "taken"), _kept(site, "before")
+    mixed = before["vda"][:1] + taken["vda"][1:4] + before["vda"][4:]
+    assert mixed not in (before["vda"], taken["vda"])
+    return _content(site) == before | {"vda": mixed}
+
+
+def _network_is_new(site: FakeSite) -> bool:
+    world = site.world.read()
+    assert _content(site) == _kept(site, "before")
+    return world.taps[str(world.vm("a").nics[0].tap)].waiting == 0 and world.flows == [["192.0.2.7", "192.0.2.9"]]
 
 
 ALLOCATE = (
@@ -130,8 +214,23 @@ ALLOCATE = (
     "--cpu-weight",
     "50",
 )
+POLICY = Path(__file__).parent / "released.toml"
+LOADED = ("restore_ram", "load_state", "restore_ram")
+KEPT = ("prepare_snapshot", "pause", "save_state", "copy_ram")
+ALIVE = ("resume", "await_life")
+BOTH = ("touching", "committed")
+TAKE = ("pause", "save_state", "copy_ram", "publish_snapshot", "resume")
+
+
+def reset(
+    name: str, options: str, steps: Sequence[str], happened: Any, prepare: Any = None, phases: Any = BOTH
+) -> Case:
+    argv = ("reset", "a", "--to", "s", *options.split())
+    return Case("reset", argv, steps, prepare or _taken, happened, phases, f"reset-{name}")
+
+
 CASES = {
-    case.kind: case
+    case.name or case.kind: case
     for case in (
         Case(
             "create",
@@ -144,10 +243,10 @@ CASES = {
             "allocate",
             ALLOCATE,
             (
-                "set_vcpus",
-                "set_memory",
                 "set_cpu_quota",
                 "set_cpu_weight",
+                "set_memory",
+                "set_vcpus",
                 "set_disk_limit",
                 "set_nic_limit",
                 "set_record",
@@ -165,15 +264,15 @@ CASES = {
         Case(
             "stop",
             ("vm", "stop", "a"),
-            ("shutdown", "clear_nics"),
-            _vm,
-            lambda site: site.world.vm("a").state is State.OFF,
+            ("shutdown", "clear_nics", "drop_snapshot"),
+            _taken,
+            lambda site: site.world.vm("a").state is State.OFF and not _snapshots(site),
         ),
         Case(
             "delete",
             ("vm", "delete", "a", "--force"),
-            ("destroy", "clear_nics", "undefine", "remove_files"),
-            _vm,
+            ("destroy", "clear_nics", "drop_snapshot", "undefine", "remove_files"),
+            _taken,
             lambda site: "a" not in _names(site),
         ),
         Case(
@@ -187,10 +286,19 @@ CASES = {
         Case(
             "snapshot-take",
             ("snapshot", "take", "a", "s"),
-            ("prepare_snapshot", "pause", "save_state", "copy_ram", "publish_snapshot", "resume"),
+            ("prepare_snapshot", "pause", "arm_tracker", "resume", "copy_ram", *TAKE),
             _vm,
             lambda site: _snapshots(site) == ["s"],
-            ("touching", "committed"),
+            BOTH,
+        ),
+        Case(
+            "snapshot-take",
+            ("snapshot", "take", "a", "t"),
+            ("prepare_snapshot", "copy_ram", *TAKE),
+            _taken,
+            lambda site: _snapshots(site) == ["s", "t"],
+            BOTH,
+            "take-child",
         ),
         Case(
             "snapshot-delete",
@@ -200,45 +308,59 @@ CASES = {
             lambda site: not _snapshots(site),
         ),
         Case(
-            "snapshot-save",
-            ("snapshot", "save", "a", "s", "--to", ARCHIVE),
-            ("write_archive", "publish_archive"),
-            _taken,
-            lambda site: f"{ARCHIVE}/manifest.json" in site.world.read().files,
-            ("touching", "committed"),
+            "snapshot-delete",
+            ("snapshot", "delete", "a", "s"),
+            ("drop_snapshot",),
+            _with_child,
+            lambda site: (_snapshots(site), _hidden(site)) == (["t"], ["s"]),
+            name="delete-parent",
         ),
         Case(
-            "snapshot-load",
-            ("snapshot", "load", "a", ARCHIVE),
-            (
-                *("drop_snapshot", "import_snapshot", "place_disks", "start", "bind_snapshot", "restore_ram"),
-                *("load_state", "audit", "release_disks", "resume", "await_life", "restore_balloon", "set_record"),
-            ),
-            _saved,
-            _loaded,
-            ("touching", "committed"),
+            "snapshot-delete",
+            ("snapshot", "delete", "a", "t"),
+            ("drop_snapshot",),
+            _with_hidden_parent,
+            lambda site: (_snapshots(site), _hidden(site)) == ([], []),
+            name="delete-child",
         ),
-        Case(
-            "reset",
-            ("reset", "a", "--to", "s"),
-            (
-                "pause",
-                "restore_ram",
-                "load_state",
-                "resume",
-                "restore_balloon",
-                "set_record",
-                "await_agent",
-                "set_clock",
-                "reseed",
-            ),
-            _taken,
-            _reset,
-            ("touching", "committed"),
-        ),
+        reset("whole", "", ("pause", *LOADED, "drop_queues", *ALIVE, "restore_balloon", "set_record"),
+              back("ram", "devices", "vda")),
+        reset("audited", "--audit",
+              ("pause", *LOADED, "audit", "drop_queues", *ALIVE, "restore_balloon", "set_record"),
+              back("ram", "devices", "vda")),
+        reset("other-tracker", "--tracker soft-dirty",
+              ("pause", "arm_tracker", *LOADED, "drop_queues", *ALIVE, "restore_balloon", "set_record"),
+              back("ram", "devices", "vda"), lambda site: _taken(site, trackers=[TrackerKind.UFFD, TrackerKind.SOFT_DIRTY])),
+        reset("without-pulse", "",
+              ("pause", *LOADED, "drop_queues", "resume", "restore_balloon", "set_record", "await_agent", "set_clock",
+               "reseed"),
+              back("ram", "devices", "vda"), _without_pulse),
+        reset("but-a-disk", "--keep disk:vda",
+              ("pause", *LOADED, "drop_queues", *ALIVE, "restore_balloon", "set_record"), back("ram", "devices")),
+        reset("ram-and-devices", "--only ram,devices",
+              ("pause", *LOADED, "drop_queues", *ALIVE, "restore_balloon", "set_record"), back("ram", "devices")),
+        reset("disk", "--only disk:vda", ("prepare_disk", "restore_disk", "ready_disk"), back("vda")),
+        reset("disks", "--only disks", ("prepare_disk", "restore_disk", "ready_disk"), back("vda")),
+        reset("disk-range", "--only disk:vda:0x1-0x4", ("prepare_disk", "restore_disk"), _range_of_disk_is_back),
+        reset("disk-hooks", f"--only disk:data --policy {POLICY}",
+              ("run_in_guest", "check_released", "prepare_disk", "restore_disk", "run_in_guest", "ready_disk"),
+              back("vda"), _mounted),
+        reset("ram-range", f"--only ram:{OWNED[0]:#x}-{OWNED[1]:#x}",
+              (*KEPT, "patch_ram", "publish_snapshot", *LOADED, *ALIVE, "drop_snapshot"), _range_of_ram_is_back,
+              lambda site: _taken(site, "--own", f"{OWNED[0]:#x}-{OWNED[1]:#x}")),
+        reset("ram", "--only ram --accept-incoherent --audit",
+              (*KEPT, "patch_ram", "publish_snapshot", *LOADED, "audit", *ALIVE, "drop_snapshot"), back("ram")),
+        reset("devices", "--only devices --accept-incoherent",
+              (*KEPT, "publish_snapshot", *LOADED, *ALIVE, "drop_snapshot"), back("devices")),
+        reset("net-too", "--only disk:vda,net",
+              ("prepare_disk", "restore_disk", "ready_disk", "drop_queues", "forget_flows", "set_nic_limit"),
+              back("vda")),
+        Case("reset", ("reset", "a", "--only", "net"), ("drop_queues", "forget_flows", "set_nic_limit"),
+             _busy_network, _network_is_new, (), "reset-net"),
+        Case("reset", ("reset", "a", "--only", "cache"), ("drop_caches",), _taken, back(), (), "reset-cache"),
     )
-}
-POINTS = [(case.kind, point) for case in CASES.values() for point in case.points]
+}  # fmt: skip
+POINTS = [(name, point) for name, case in CASES.items() for point in case.points]
 
 
 def recovered(site: FakeSite) -> None:
@@ -251,69 +373,110 @@ def assert_contract(site: FakeSite) -> None:
     with open_engine(site.settings) as engine:
         assert engine.store.open_operations(engine.facts.name) == ()
         world = site.world.read()
+        shown = engine.host.machine.snapshots()
+        snapshots = engine.host.machine.snapshots(hidden=True)
+        assert {s.id for s in snapshots if s.hidden} <= {s.parent for s in snapshots}, "kept for nobody"
         for vm in world.vms.values():
             assert not vm.torn, "a guest ran with RAM, devices and disks of different moments"
+            assert vm.state is not State.PAUSED
             assert free(site.settings.locks_dir, vm.uuid)
+            assert set(vm.nodes) <= {s.vmstate_node for s in shown}, "leaked block nodes"
+            assert not any(p.begun for p in vm.prepared.values())
+            assert vm.allocation.memory == (vm.record.allocation.memory if vm.record else vm.allocation.memory)
         known = set(world.vms)
         disks = {d.path for vm in world.vms.values() for d in vm.disks}
-        snapshots = {s.folder for s in engine.host.machine.snapshots()}
-        for path in world.files:
-            own = (*snapshots, f"{ARCHIVE}/")
-            assert path in disks or any(path.startswith(folder) for folder in own), f"leaked {path}"
+        for path, file in world.files.items():
+            assert path in disks or any(path.startswith(s.folder) for s in snapshots), f"leaked {path}"
+            assert set(file.tags) <= {s.tag for s in shown}, f"leaked tags in {path}"
         assert set(engine.host.network.owners()) <= known
         for promise in engine.store.promises(engine.facts.name):
             assert promise.vm_uuid in known
 
 
 @pytest.fixture(scope="module")
+def command() -> Iterator[Loaded]:
+    """hvctl, forked from a process that has loaded it."""
+    with loaded({}) as started:
+        yield started
+
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(command: Loaded, site: FakeSite) -> Run:
+    return runner(command, site)
+
+
+def runner(command: Loaded, site: FakeSite) -> Run:
+    environment: Mapping[str, str] = site.environment
+
+    def run(*argv: str, fault: str = "") -> CompletedProcess[str]:
+        return command.run(*argv, fault=fault, env=environment)
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
-    def folder(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind)
-            CASES[kind].prepare(FakeSite(made[kind]))
-        return made[kind]
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            CASES[name].prepare(FakeSite(made[name]))
+        return made[name]
 
     return folder
+
+
+def copied(old: Path, new: Path) -> FakeSite:
+    shutil.copytree(old, new)
+    for manifest in (new / "images").glob("*/image.json"):
+        manifest.write_text(manifest.read_text().replace(str(old), str(new)))
+    return FakeSite(new)
 
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest, prepared: Callable[[str], Path], tmp_path: Path) -> FakeSite:
     """A fresh copy of the case's prepared world; the database and the files are in the same folder."""
-    kind = request.node.callspec.params["kind"]
-    shutil.copytree(prepared(kind), tmp_path / "site")
-    moved = tmp_path / "site" / "images"
-    for manifest in moved.glob("*/image.json"):
-        manifest.write_text(manifest.read_text().replace(str(prepared(kind)), str(tmp_path / "site")))
-    return FakeSite(tmp_path / "site")
+    return copied(prepared(request.node.callspec.params["name"]), tmp_path / "site")
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_the_cases_name_every_step(site: FakeSite, kind: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_the_cases_name_every_step(site: FakeSite, run: Run, name: str) -> None:
     """So that the matrix cannot rot: a step that an operation gained is missing here."""
-    case = CASES[kind]
-    done = site.json(*case.argv)["operation"]
-    assert {s["name"] for s in done["steps"]} == set(case.steps)
+    case = CASES[name]
+    done = run("-f", "json", *case.argv)
+    assert done.returncode == 0, done.stderr
+    assert [s["name"] for s in json.loads(done.stdout)["operation"]["steps"]] == list(case.steps)
     assert case.happened(site)
     assert_contract(site)
 
 
-@pytest.mark.parametrize(("kind", "point"), POINTS)
-def test_killed_then_recovered_then_done_again(site: FakeSite, kind: str, point: str) -> None:
-    case = CASES[kind]
+@pytest.mark.parametrize(("name", "point"), POINTS)
+def test_killed_then_recovered_then_done_again(site: FakeSite, run: Run, name: str, point: str) -> None:
+    case = CASES[name]
     before = site.world.read()
-    done = site.run(*case.argv, fault=f"{point}=kill")
+    done = run(*case.argv, fault=f"{point}=kill")
     assert done.returncode == -9, done.stderr
     recovered(site)
     assert_contract(site)
     if not case.happened(site):
-        if kind == "allocate":
-            assert site.world.vm("a").allocation == before.vm("a").allocation
-        again = site.run(*case.argv)
+        if case.kind in ("allocate", "reset", "snapshot-take", "snapshot-delete"):
+            now = site.world.read().vm("a")
+            assert now.allocation == before.vm("a").allocation
+            assert _content(site) == site_content(before)
+        again = run(*case.argv)
         assert again.returncode == 0, again.stderr
     assert case.happened(site)
     assert_contract(site)
+
+
+def site_content(world: Any) -> Content:
+    vm = world.vm("a")
+    found = {"ram": vm.ram.text, "devices": vm.devices.text}
+    return found | {d.target: world.files[d.path].part.text for d in vm.disks}
 
 
 DOUBLE = [
@@ -331,21 +494,62 @@ DOUBLE = [
     ("snapshot-load", "snapshot-load:load_state:after", "recover-snapshot-load:return_disks:after"),
     ("snapshot-load", "snapshot-load:committed:after", "recover-snapshot-load:release_disks:after"),
     ("snapshot-load", "snapshot-load:release_disks:after", "recover-snapshot-load:resume:after"),
-    ("reset", "reset:restore_ram:after", "recover-reset:load_state:before"),
-    ("reset", "reset:load_state:before", "recover-reset:load_state:after"),
-    ("reset", "reset:load_state:after", "recover-reset:committed:after"),
-    ("reset", "reset:committed:after", "recover-reset:resume:after"),
-    ("reset", "reset:committed:after", "recover-reset:close:before"),
+    ("reset-whole", "reset:restore_ram:after", "recover-reset:load_state:before"),
+    ("reset-whole", "reset:load_state:before", "recover-reset:load_state:after"),
+    ("reset-whole", "reset:load_state:after", "recover-reset:committed:after"),
+    ("reset-whole", "reset:committed:after", "recover-reset:resume:after"),
+    ("reset-whole", "reset:committed:after", "recover-reset:close:before"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "first", "second"), DOUBLE)
-def test_killed_again_while_recovering(site: FakeSite, kind: str, first: str, second: str) -> None:
-    case = CASES[kind]
-    assert site.run(*case.argv, fault=f"{first}=kill").returncode == -9
-    assert site.run("recover", fault=f"{second}=kill").returncode == -9
+@pytest.mark.parametrize(("name", "first", "second"), DOUBLE)
+def test_killed_again_while_recovering(site: FakeSite, run: Run, name: str, first: str, second: str) -> None:
+    case = CASES[name]
+    assert run(*case.argv, fault=f"{first}=kill").returncode == -9
+    assert run("recover", fault=f"{second}=kill").returncode == -9
     recovered(site)
     assert_contract(site)
+
+
+AMID = [
+    (name, point)
+    for name, case in CASES.items()
+    if case.kind in ("reset", "snapshot-take", "snapshot-delete")
+    for point in (
+        *([f"{case.kind}:touching:after"] if case.phases else []),
+        *(f"{case.kind}:{s}:after" for s in case.steps if s in ("copy_ram", "load_state", "restore_disk", "resume")),
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "point"), sorted(set(AMID)))
+def test_killed_again_at_every_step_of_the_recovery(
+    site: FakeSite, command: Loaded, tmp_path: Path, name: str, point: str
+) -> None:
+    """What a recovery does is seen first, then it is killed at each of these steps and phases."""
+    case = CASES[name]
+    before = _content(site)
+    assert runner(command, site)(*case.argv, fault=f"{point}=kill").returncode == -9
+    quiet = copied(site.folder, tmp_path / "quiet")
+    recovered(quiet)
+    with open_engine(quiet.settings) as engine:
+        newest = engine.store.operations(engine.facts.name, limit=1)[0]
+        steps = [s.name for s in engine.store.operation(newest.id).steps]
+    redone = "load_state" in steps
+    counted: Counter[str] = Counter()
+    places = []
+    for step in [*steps, *(BOTH if redone else ()), "close"]:
+        counted[step] += 1
+        numbered = step if counted[step] == 1 else f"{step}#{counted[step]}"
+        places += [f"{numbered}:{when}" for when in ("before", "after") if (step, when) != ("close", "after")]
+    for place in places:
+        again = copied(site.folder, tmp_path / place.replace(":", "-"))
+        died = runner(command, again)("recover", fault=f"recover-{case.kind}:{place}=kill")
+        assert died.returncode == -9, (place, died.stderr)
+        recovered(again)
+        assert_contract(again)
+        assert case.happened(again) or _content(again) == before, place
+        shutil.rmtree(again.folder)
 
 
 def test_the_guests_work_after_a_finished_reset_is_not_taken_away(tmp_path: Path) -> None:

@@ -30,10 +30,13 @@ class Loaded:
 
     process: subprocess.Popen[str]
 
-    def run(self, *argv: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """env: beside what all of them have."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps({"argv": argv, "fault": fault}) + "\n")
+        self.process.stdin.write(json.dumps({"argv": argv, "fault": fault, "env": dict(env or {})}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         return subprocess.CompletedProcess(argv, answer["status"], answer["out"], answer["err"])
@@ -92,7 +95,7 @@ def _command(main: Any, asked: dict[str, Any], out: IO[str], err: IO[str]) -> No
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
-    os.environ["HVCTL_FAULT"] = asked["fault"]
+    os.environ.update(asked["env"], HVCTL_FAULT=asked["fault"])
     sys.argv = ["hvctl", *asked["argv"]]
     status = 1
     try:

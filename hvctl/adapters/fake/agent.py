@@ -21,6 +21,7 @@ KNOWN = (
     "guest-exec-status",
     "guest-set-time",
     "guest-get-time",
+    "guest-get-fsinfo",
     "guest-shutdown",
 )
 NONSENSE = {"\x1b]0;owned\x07": ["\x1b[2J" * 1000, -1, None, {"logical-id": "0; reboot"}]}
@@ -65,6 +66,8 @@ def _obey(world: World, vm: FakeVm, command: str, arguments: dict[str, Any]) -> 
             vm.guest_time = arguments.get("time", 0)
         case "guest-get-time":
             return vm.guest_time or time.time_ns()
+        case "guest-get-fsinfo":
+            return [{"name": t, "disk": [{"dev": f"/dev/{t}"}]} for t in vm.behaviour.mounted]
         case "guest-shutdown":
             life.halt(world, vm, "shutdown")
     return {}
@@ -86,6 +89,8 @@ def _exec(world: World, vm: FakeVm, arguments: dict[str, Any]) -> int:
     words = [arguments["path"], *arguments.get("arg", [])]
     line = " ".join(words)
     vm.executed = [*vm.executed, line][-KEPT_COMMANDS:]
+    if words[0].endswith("umount"):
+        vm.behaviour.mounted = [t for t in vm.behaviour.mounted if t not in words]
     pid = world.tick()
     result = vm.behaviour.exec.get(line) or Exec(out=" ".join(words[1:]) + "\n")
     vm.exits[pid] = result if arguments.get("capture-output") else Exec(result.status)

@@ -18,9 +18,8 @@ def state_path(snapshot: Snapshot) -> str:
     return f"{snapshot.folder}/state"
 
 
-def ram_path(snapshot: Snapshot, of: str | None = None) -> str:
-    """Of the snapshot, or of another one of the same VM."""
-    return f"{snapshot.folder.removesuffix(snapshot.id)}{of or snapshot.id}/ram"
+def ram_path(snapshot: Snapshot) -> str:
+    return f"{snapshot.folder}/ram"
 
 
 def manifest_path(snapshot: Snapshot) -> str:
@@ -138,6 +137,13 @@ def published(world: World, uuid: str | None) -> list[Snapshot]:
         except HvctlError:
             continue
     return sorted((s for s in found if uuid in (None, s.vm_uuid)), key=lambda s: (s.created_at, s.id))
+
+
+def parent(world: World, snapshot: Snapshot) -> Snapshot:
+    found = next((s for s in published(world, snapshot.vm_uuid) if s.id == snapshot.parent), None)
+    if found is None:
+        raise RefusedError(f"what snapshot {snapshot.name} builds on is not there: it is damaged.")
+    return found
 
 
 def drop(world: World, vm: Vm | None, snapshot: Snapshot) -> None:

@@ -136,7 +136,7 @@ class FakeMachine:
             inside = inner.process_of(world, vm) if live else inner.paused(world, vm, snapshot)
             if inner.state_path(snapshot) not in world.files:
                 raise HvctlError(f"there is no folder for snapshot {snapshot.name}.")
-            parent = world.files[inner.ram_path(snapshot, snapshot.parent)].part.text if snapshot.parent else ""
+            parent = inner.stored(world, inner.parent(world, snapshot)).text if snapshot.parent else ""
             half = Part(inside.ram.text[:HALF])
             world.files[inner.ram_path(snapshot)] = File(half)
             if live:

@@ -58,6 +58,7 @@ class Behaviour:
     actual - used_memory as usable. agent_gap is how many agent calls after a state load find it not connected.
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
     trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
+    mounted are targets of disks that the guest says it uses, and `umount TARGET` there has it let go of one.
     exec maps a whole guest-exec command line to its result (others echo their arguments).
     """
 
@@ -74,6 +75,7 @@ class Behaviour:
     keeps_vcpus: bool = False
     ignores_shutdown: bool = False
     answers_pulse: bool = True
+    mounted: list[str] = field(default_factory=list)
     trackers: list[TrackerKind] = field(default_factory=lambda: [TrackerKind.UFFD])
     tracker_misses: int = 0
 
