@@ -6,8 +6,8 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -244,11 +244,11 @@ CASES = {
             ALLOCATE,
             (
                 "set_cpu_quota",
-                "set_cpu_weight",
-                "set_memory",
-                "set_vcpus",
                 "set_disk_limit",
                 "set_nic_limit",
+                "set_memory",
+                "set_vcpus",
+                "set_cpu_weight",
                 "set_record",
             ),
             _vm,
@@ -401,54 +401,48 @@ def command() -> Iterator[Loaded]:
         yield started
 
 
-Run = Callable[..., CompletedProcess[str]]
+@dataclass(frozen=True)
+class LoadedSite(FakeSite):
+    """Its commands are forked from a process that has loaded hvctl."""
 
+    command: Loaded | None = None
 
-@pytest.fixture
-def run(command: Loaded, site: FakeSite) -> Run:
-    return runner(command, site)
-
-
-def runner(command: Loaded, site: FakeSite) -> Run:
-    environment: Mapping[str, str] = site.environment
-
-    def run(*argv: str, fault: str = "") -> CompletedProcess[str]:
-        return command.run(*argv, fault=fault, env=environment)
-
-    return run
+    def run(self, *argv: str, fault: str = "") -> CompletedProcess[str]:
+        assert self.command is not None
+        return self.command.run(*argv, fault=fault, env=self.environment)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+def prepared(tmp_path_factory: pytest.TempPathFactory, command: Loaded) -> Callable[[str], LoadedSite]:
+    made: dict[str, LoadedSite] = {}
 
-    def folder(name: str) -> Path:
+    def site(name: str) -> LoadedSite:
         if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            CASES[name].prepare(FakeSite(made[name]))
+            made[name] = LoadedSite(tmp_path_factory.mktemp(name), command=command)
+            CASES[name].prepare(made[name])
         return made[name]
 
-    return folder
+    return site
 
 
-def copied(old: Path, new: Path) -> FakeSite:
-    shutil.copytree(old, new)
+def copied(old: LoadedSite, new: Path) -> LoadedSite:
+    shutil.copytree(old.folder, new)
     for manifest in (new / "images").glob("*/image.json"):
-        manifest.write_text(manifest.read_text().replace(str(old), str(new)))
-    return FakeSite(new)
+        manifest.write_text(manifest.read_text().replace(str(old.folder), str(new)))
+    return replace(old, folder=new)
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, prepared: Callable[[str], Path], tmp_path: Path) -> FakeSite:
+def site(request: pytest.FixtureRequest, prepared: Callable[[str], LoadedSite], tmp_path: Path) -> LoadedSite:
     """A fresh copy of the case's prepared world; the database and the files are in the same folder."""
     return copied(prepared(request.node.callspec.params["name"]), tmp_path / "site")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_cases_name_every_step(site: FakeSite, run: Run, name: str) -> None:
+def test_the_cases_name_every_step(site: LoadedSite, name: str) -> None:
     """So that the matrix cannot rot: a step that an operation gained is missing here."""
     case = CASES[name]
-    done = run("-f", "json", *case.argv)
+    done = site.run("-f", "json", *case.argv)
     assert done.returncode == 0, done.stderr
     assert [s["name"] for s in json.loads(done.stdout)["operation"]["steps"]] == list(case.steps)
     assert case.happened(site)
@@ -456,10 +450,10 @@ def test_the_cases_name_every_step(site: FakeSite, run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "point"), POINTS)
-def test_killed_then_recovered_then_done_again(site: FakeSite, run: Run, name: str, point: str) -> None:
+def test_killed_then_recovered_then_done_again(site: LoadedSite, name: str, point: str) -> None:
     case = CASES[name]
     before = site.world.read()
-    done = run(*case.argv, fault=f"{point}=kill")
+    done = site.run(*case.argv, fault=f"{point}=kill")
     assert done.returncode == -9, done.stderr
     recovered(site)
     assert_contract(site)
@@ -468,7 +462,7 @@ def test_killed_then_recovered_then_done_again(site: FakeSite, run: Run, name: s
             now = site.world.read().vm("a")
             assert now.allocation == before.vm("a").allocation
             assert _content(site) == site_content(before)
-        again = run(*case.argv)
+        again = site.run(*case.argv)
         assert again.returncode == 0, again.stderr
     assert case.happened(site)
     assert_contract(site)
@@ -504,10 +498,10 @@ DOUBLE = [
 
 
 @pytest.mark.parametrize(("name", "first", "second"), DOUBLE)
-def test_killed_again_while_recovering(site: FakeSite, run: Run, name: str, first: str, second: str) -> None:
+def test_killed_again_while_recovering(site: LoadedSite, name: str, first: str, second: str) -> None:
     case = CASES[name]
-    assert run(*case.argv, fault=f"{first}=kill").returncode == -9
-    assert run("recover", fault=f"{second}=kill").returncode == -9
+    assert site.run(*case.argv, fault=f"{first}=kill").returncode == -9
+    assert site.run("recover", fault=f"{second}=kill").returncode == -9
     recovered(site)
     assert_contract(site)
 
@@ -524,14 +518,12 @@ AMID = [
 
 
 @pytest.mark.parametrize(("name", "point"), sorted(set(AMID)))
-def test_killed_again_at_every_step_of_the_recovery(
-    site: FakeSite, command: Loaded, tmp_path: Path, name: str, point: str
-) -> None:
+def test_killed_again_at_every_step_of_the_recovery(site: LoadedSite, tmp_path: Path, name: str, point: str) -> None:
     """What a recovery does is seen first, then it is killed at each of these steps and phases."""
     case = CASES[name]
     before = _content(site)
-    assert runner(command, site)(*case.argv, fault=f"{point}=kill").returncode == -9
-    quiet = copied(site.folder, tmp_path / "quiet")
+    assert site.run(*case.argv, fault=f"{point}=kill").returncode == -9
+    quiet = copied(site, tmp_path / "quiet")
     recovered(quiet)
     with open_engine(quiet.settings) as engine:
         newest = engine.store.operations(engine.facts.name, limit=1)[0]
@@ -544,8 +536,8 @@ def test_killed_again_at_every_step_of_the_recovery(
         numbered = step if counted[step] == 1 else f"{step}#{counted[step]}"
         places += [f"{numbered}:{when}" for when in ("before", "after") if (step, when) != ("close", "after")]
     for place in places:
-        again = copied(site.folder, tmp_path / place.replace(":", "-"))
-        died = runner(command, again)("recover", fault=f"recover-{case.kind}:{place}=kill")
+        again = copied(site, tmp_path / place.replace(":", "-"))
+        died = again.run("recover", fault=f"recover-{case.kind}:{place}=kill")
         assert died.returncode == -9, (place, died.stderr)
         recovered(again)
         assert_contract(again)
