@@ -1,15 +1,15 @@
-"""kill -9 of hvctl amid operations on a real VM, then `hvctl recover`: the contract of operations.md holds."""
+"""kill -9 of hvctl amid operations on a real VM, then `hvctl recover`: all of it is old, or all of it is new. Snapshots and
+resets have their own, in test_reset_kills.py."""
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
 import pytest
 
-from host.outside import Guest, alive, await_true
-from host.site import Site, await_stopped, ended
+from host.outside import Guest
+from host.site import Site
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
 
@@ -79,91 +79,6 @@ def test_create_leaves_nothing_half_made(site: Site, point: str) -> None:
     assert recovered(site) == "undone"
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        *("prepare_snapshot:before", "prepare_snapshot:after", "pause:after", "save_state:before", "save_state:after"),
-        *("copy_ram:before", "copy_ram:after", "publish_snapshot:before", "publish_snapshot:after"),
-        *("committed:after", "resume:before", "resume:after"),
-    ],
-)
-def test_a_snapshot_is_whole_or_not_there(site: Site, vm: Guest, point: str) -> None:
-    pid = vm.pid
-    vm.mark("taken")
-    killed(site, f"snapshot-take:{point}", "snapshot", "take", vm.name, "s")
-    state = recovered(site)
-    assert (vm.state, vm.pid, vm.marks()) == ("running", pid, ("taken", "taken"))
-    names = [s["name"] for s in site.json("snapshot", "list", vm.name)]
-    assert names == (["s"] if state == "done" else [])
-    if names:
-        vm.mark("spoiled")
-        site.ok("reset", vm.name, "--to", "s")
-        assert vm.marks() == ("taken", "taken")
-        site.ok("snapshot", "delete", vm.name, "s")
-
-
-@pytest.mark.parametrize("point", ["drop_snapshot:before", "drop_snapshot:after"])
-def test_a_deleted_snapshot_is_gone(site: Site, vm: Guest, point: str) -> None:
-    site.ok("snapshot", "take", vm.name, "s")
-    killed(site, f"snapshot-delete:{point}", "snapshot", "delete", vm.name, "s")
-    assert recovered(site) == "done"
-    assert site.json("snapshot", "list", vm.name) == []
-
-
-@pytest.fixture(scope="module")
-def taken(site: Site, vm: Guest) -> None:
-    vm.mark("old")
-    site.ok("snapshot", "take", vm.name, "kept")
-
-
-def assert_whole(guest: Guest, pid: int, marks: str) -> None:
-    """The guest runs in the process it ran in, with files and RAM of one moment."""
-    assert (guest.state, guest.pid) == ("running", pid)
-    guest.await_answer()
-    assert guest.marks() == (marks, marks)
-    capabilities = {c["capability"]: c["state"] for c in guest.qmp("query-migrate-capabilities")}
-    assert not capabilities["x-ignore-shared"]
-    assert guest.qmp("query-jobs") == []
-
-
-@pytest.mark.usefixtures("taken")
-class TestReset:
-    @pytest.mark.parametrize(
-        ("point", "marks"),
-        [
-            *((p, "new") for p in ("begun:after", "pause:before", "pause:after", "touching:before")),
-            *((p, "old") for p in ("touching:after", "restore_ram:before", "restore_ram:after", "load_state:before")),
-            *((p, "old") for p in ("load_state:after", "committed:before", "committed:after", "resume:before")),
-            *((p, "old") for p in ("resume:after", "set_record:after", "await_agent:before", "reseed:after")),
-        ],
-    )
-    def test_a_reset_is_all_old_or_all_new(self, site: Site, vm: Guest, point: str, marks: str) -> None:
-        pid = vm.pid
-        vm.mark("new")
-        killed(site, f"reset:{point}", "reset", vm.name, "--to", "kept")
-        assert recovered(site) == ("undone" if marks == "new" else "done")
-        assert_whole(vm, pid, marks)
-
-    def test_a_recovery_may_be_killed_too(self, site: Site, vm: Guest) -> None:
-        pid = vm.pid
-        vm.mark("new")
-        killed(site, "reset:restore_ram:after", "reset", vm.name, "--to", "kept")
-        assert vm.state == "paused"
-        killed(site, "recover-reset:load_state:after", "recover")
-        assert vm.state == "paused"
-        assert recovered(site) == "done"
-        assert_whole(vm, pid, "old")
-
-    def test_the_next_command_recovers_by_itself(self, site: Site, vm: Guest) -> None:
-        pid = vm.pid
-        vm.mark("new")
-        killed(site, "reset:load_state:before", "reset", vm.name, "--to", "kept")
-        site.ok("allocate", vm.name, "--cpu-quota", "90%")
-        assert site.open_rows() == []
-        assert_whole(vm, pid, "old")
-        site.ok("allocate", vm.name, "--cpu-quota", "none")
-
-
 @pytest.mark.parametrize("point", ["touching:after", "destroy:after", "undefine:before", "remove_files:before"])
 def test_delete_is_finished(site: Site, point: str) -> None:
     guest = site.create()
@@ -171,26 +86,3 @@ def test_delete_is_finished(site: Site, point: str) -> None:
     killed(site, f"delete:{point}", "vm", "delete", guest.name, "--force")
     assert recovered(site) == "done"
     assert guest.name not in {v["name"] for v in site.json("vm", "list")}
-
-
-def test_qemu_killed_in_the_middle_of_a_reset(site: Site) -> None:
-    """Nothing hangs, the reset is a failed one, and the VM starts again."""
-    with site.created("--start") as guest:
-        site.ok("snapshot", "take", guest.name, "s")
-        reset = site.spawn("reset", guest.name, "--to", "s", fault="reset:load_state:before=stop")
-        await_stopped(reset)
-        pid = guest.pid
-        os.kill(pid, signal.SIGKILL)
-        await_true(lambda: not alive(pid) and guest.state == "shut off", "libvirt sees that QEMU is gone")
-        reset.send_signal(signal.SIGCONT)
-        status, said = ended(reset)
-        assert status in (1, 3, 4, 9), said
-        assert "Traceback" not in said
-        site.ok("recover")
-        assert site.open_rows() == []
-        (last, *_) = site.json("operation", "list", "--vm", guest.name)
-        assert last["kind"] == "reset"
-        assert last["state"] == "failed"
-        site.ok("vm", "start", guest.name)
-        guest.await_boot()
-        assert (site.json("snapshot", "list", guest.name), guest.tags(), guest.nodes()) == ([], [], [])

@@ -211,7 +211,32 @@ def test_a_recovery_may_be_killed_too(
     assert inside(site, guest) == before
 
 
+def test_the_next_command_recovers_by_itself(site: Site, command: Loaded, pair: Marked, kept: Marks) -> None:
+    guest = pair.guest
+    pid, before = guest.pid, inside(site, guest)
+    pair.mark("new")
+    killed(command, "reset:load_state:before", *reset(pair, WHOLE))
+    assert guest.state == "paused"
+    command.ok("allocate", guest.name, "--cpu-quota", "90%")
+    assert (site.open_rows(), guest.state, guest.pid) == ([], "running", pid)
+    guest.await_answer()
+    assert pair.marks() == kept
+    assert inside(site, guest) == before
+    command.ok("allocate", guest.name, "--cpu-quota", "none")
+
+
 # --- deleting
+
+
+@pytest.mark.parametrize("point", ["drop_snapshot:before", "drop_snapshot:after"])
+def test_a_deleted_snapshot_is_gone(site: Site, command: Loaded, pair: Marked, point: str) -> None:
+    guest = pair.guest
+    before = inside(site, guest)
+    command.ok("snapshot", "take", guest.name, "s")
+    killed(command, f"snapshot-delete:{point}", "snapshot", "delete", guest.name, "s")
+    assert recovered(site, command) == "done"
+    assert "s" not in {s["name"] for s in command.json("snapshot", "list", guest.name)}
+    assert (inside(site, guest), guest.state) == (before, "running")
 
 
 @pytest.mark.parametrize(
