@@ -1,5 +1,7 @@
-"""kill -9 of hvctl amid operations on a real VM, then `hvctl recover`: all of it is old, or all of it is new. Snapshots and
-resets have their own, in test_reset_kills.py."""
+"""kill -9 of hvctl amid operations on a real VM, then `hvctl recover`: all of it is old, or all of it is new.
+
+Snapshots and resets have their own, in test_reset_kills.py.
+"""
 
 from __future__ import annotations
 
