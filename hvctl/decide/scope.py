@@ -27,8 +27,8 @@ def parse_scope(only: Sequence[str], keep: Sequence[str] = ()) -> Scope:
     disks: list[DiskPart] = []
     ranges: list[Range] = []
     for word in words:
-        kind, _, rest = word.partition(":")
-        match kind, rest:
+        kind, colon, rest = word.partition(":")
+        match kind, colon + rest:
             case "ram", "":
                 ram = True
             case "devices", "":
@@ -42,8 +42,9 @@ def parse_scope(only: Sequence[str], keep: Sequence[str] = ()) -> Scope:
             case "ram", _:
                 ranges.append(parse_range(rest, word))
             case "disk", _ if rest:
-                name, _, part = rest.partition(":")
-                disks.append(DiskPart(name, parse_range(part, word) if part else None))
+                name, colon, part = rest.partition(":")
+                # What follows the colon may be missing by mistake, which must not mean the whole disk.
+                disks.append(DiskPart(name, parse_range(part, word) if colon else None))
             case _:
                 raise UsageError(f"{word!r} is not a part of a VM.", f"parts: {PARTS}")
     if ram and ranges:

@@ -96,7 +96,8 @@ def test_a_range_tells_how_it_is_written() -> None:
         parse_range("12-13", "12-13")
     assert refused.value.hint is not None
     assert "START-END" in refused.value.hint
-    assert parse_range("0x10000000-256MiB", "").end == 256 * MIB if parse_range("0-1KiB", "").end == 1024 else False
+    assert parse_range("0x8000000-256MiB", "") == Range(128 * MIB, 256 * MIB)
+    assert parse_range("0-1KiB", "") == Range(0, 1024)
 
 
 def test_what_goes_back_and_what_does_not_are_not_both_said() -> None:
