@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ from hvctl.adapters.pages import PAGE, Pages
 from hvctl.adapters.qmp import Job
 from hvctl.adapters.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.adapters.tracking import RamTracking, known
+from hvctl.adapters.urgency import urgent
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
@@ -59,8 +61,10 @@ class QemuMachine:
         self._writer: tuple[str, Writer] | None = None
         self._inflations: int | None = None  # when that writer began
         self._greeting = Greeting()
+        self._pause = ExitStack()  # what lasts as long as the guest stands still
 
     def release(self) -> None:
+        self._pause.close()
         self._end_writer()
         self._greeting.close()
         self._opened.release()
@@ -103,28 +107,31 @@ class QemuMachine:
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         held = self._opened.inside(vm)
         if snapshot is not None:
-            self._foresee(vm, snapshot, held)
+            self._foresee(vm, snapshot)
         held.look()
 
-    def _foresee(self, vm: Vm, snapshot: Snapshot, held: Inside) -> None:
+    def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:
         """What a reset to the snapshot would write now, mapped, so that the pause is not spent on page faults."""
         chain, ram = self._opened.chain(vm, snapshot.id), self._opened.ram(vm)
-        expected = self._opened.tracking(vm).expected(TrackerKind.AUTO, held.inflations())
+        expected = self._opened.tracking(vm).expected(TrackerKind.AUTO)
         if expected is not None:
             base, written = expected
             pages = pg.union(written, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
             ramcompare.foresee(ram, chain, pages)
 
     def pause(self, vm: Vm) -> None:
-        self._opened.inside(vm).stop()
+        held = self._opened.inside(vm)
+        self._pause.enter_context(urgent())
+        held.stop()
 
     def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
         held = self._opened.inside(vm)
         if greet and vm.pulse is not None and held.is_paused():
             self._greeting.send(vm.pulse, clock=clock)
         held.go_on()
+        self._pause.close()
 
-    def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest  # noqa: ARG002
+    def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest
         return self._greeting.await_life(seconds)
 
     # --- taking

@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvctl.adapters.urgency import is_urgent, urgent
 from hvctl.errors import HvctlError
 
 PAGE: Final = 4096
@@ -120,19 +122,20 @@ def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None
     counts = np.diff(firsts, append=lengths.size)
     parts = list(zip(firsts.tolist(), counts.tolist(), np.add.reduceat(lengths, firsts).tolist(), strict=True))
 
-    def some(mine: list[tuple[int, int, int]]) -> None:
-        for at, count, wanted in mine:
-            done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
-            if done != wanted:
-                reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
-                raise HvctlError(
-                    f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left."
-                )
+    def some(mine: list[tuple[int, int, int]], urgently: bool = False) -> None:
+        with urgent() if urgently else nullcontext():
+            for at, count, wanted in mine:
+                done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
+                if done != wanted:
+                    reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
+                    raise HvctlError(
+                        f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left."
+                    )
 
     if not shared:
         some(parts)
         return
-    other = _second_thread().submit(some, parts[1::2])
+    other = _second_thread().submit(some, parts[1::2], is_urgent())
     try:
         some(parts[::2])
     finally:

@@ -115,9 +115,9 @@ class RamTracking:
                 end_tracker(self.state.kind.value, self.state.process.pid, self._ram.spans(), self.state.token)
             self._save(replace(self.state, kind=TrackerKind.COMPARE, token=""))
 
-    def expected(self, wanted: TrackerKind, inflations: int | None) -> tuple[str, Pages] | None:
-        """What `written` would answer now, while the guest runs; changes nothing."""
-        base = self._base(wanted, inflations)
+    def expected(self, wanted: TrackerKind) -> tuple[str, Pages] | None:
+        """What `written` would answer now, while the guest runs and if it gave nothing away; changes nothing."""
+        base = self._base(wanted, self.state.inflations)
         if base is None or self._tracker is None:
             return None
         try:
