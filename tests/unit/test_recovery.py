@@ -11,8 +11,10 @@ from hvctl.decide.recovery import Answer, answer
 from hvctl.model import plan as p
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
-from hvctl.model.snapshot import Binding, Snapshot
+from hvctl.model.reset import AS_USUAL, DiskPart, Scope
+from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.stepwords import step_name
+from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import Process, Region, State, Vm
 from unit.vms import MIB, vm_with
 
@@ -43,9 +45,10 @@ def ended(
     before: Before | None = None,
     binding: Binding | None = BINDING,
     snapshots: tuple[Snapshot, ...] = (),
+    back: frozenset[str] = frozenset(),
 ) -> Answer:
     operation = Operation(1, UUID, "a", kind, OpState.OPEN, {}, {}, "me", "host", "boot", "2026-01-01T00:00:00Z")
-    return answer(operation, phase, before or BEFORE[kind], now, binding if now else None, snapshots)
+    return answer(operation, phase, before or BEFORE[kind], now, binding if now else None, snapshots, back=back)
 
 
 BEFORE: dict[Kind, Before] = {
@@ -125,6 +128,97 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
     (Kind.RESET, COMMITTED, RUNNING, (SNAPSHOT,), DONE, "set_record"),
     (Kind.RESET, COMMITTED, GONE, (), FAILED, ""),
 ]  # fmt: skip
+
+
+# --- a reset of parts, by phase and by what of it was seen
+OWN = Range(0x1000, 0x2000)
+SCRATCH = replace(SNAPSHOT, id="2", name="scratch", targets={}, hidden=True, parent="1")
+PART = Before(RUNNING, None, SNAPSHOT, was_running=True, scratch=SCRATCH)
+PARTS: dict[str, Before] = {
+    "keep": replace(BEFORE[Kind.RESET], scope=Scope(keep=("vda",))),
+    "range": replace(PART, scope=Scope(False, False, (), ranges=(OWN,))),
+    "ram": replace(PART, scope=Scope(True, False, ())),
+    "devices": replace(PART, scope=Scope(False, True, ())),
+    "disk": replace(PART, scope=Scope(False, False, (DiskPart("vda"), DiskPart("vdb"))), scratch=None),
+    "net": Before(RUNNING, scope=Scope(False, False, (), net=True)),
+    "cache": Before(RUNNING, scope=Scope(False, False, (), cache=True)),
+}
+ALL_BACK, ONE_BACK, NONE_BACK = frozenset({"vda", "vdb"}), frozenset({"vda"}), frozenset()
+PARTIAL: list[tuple[str, Phase, Vm | None, frozenset[str], OpState, str]] = [
+    ("keep", BEGUN, PAUSED, NONE_BACK, UNDONE, "resume"),
+    ("keep", TOUCHING, PAUSED, NONE_BACK, DONE,
+     "pause restore_ram load_state restore_ram drop_queues resume restore_balloon set_record"),
+    ("keep", COMMITTED, PAUSED, NONE_BACK, DONE, "resume set_record"),
+    # The scratch snapshot goes, however it ends; half done, the load is repeated from it.
+    *[row for part in ("range", "ram", "devices") for row in (
+        (part, BEGUN, RUNNING, NONE_BACK, UNDONE, "drop_snapshot"),
+        (part, BEGUN, PAUSED, NONE_BACK, UNDONE, "resume drop_snapshot"),
+        (part, TOUCHING, PAUSED, NONE_BACK, DONE,
+         "pause restore_ram load_state restore_ram resume drop_snapshot"),
+        (part, TOUCHING, RUNNING, NONE_BACK, QUARANTINED, ""),
+        (part, TOUCHING, OFF, NONE_BACK, FAILED, "drop_snapshot"),
+        (part, TOUCHING, GONE, NONE_BACK, FAILED, "drop_snapshot"),
+        (part, COMMITTED, PAUSED, NONE_BACK, DONE, "resume drop_snapshot"),
+        (part, COMMITTED, RUNNING, NONE_BACK, DONE, "drop_snapshot"),
+    )],
+    # The guest of a disk ran on, and may use it again: what was begun is ended, and nothing is begun anew.
+    ("disk", BEGUN, RUNNING, NONE_BACK, UNDONE, ""),
+    ("disk", TOUCHING, RUNNING, NONE_BACK, UNDONE, "finish_disk finish_disk"),
+    ("disk", TOUCHING, RUNNING, ONE_BACK, FAILED, "finish_disk finish_disk"),
+    ("disk", TOUCHING, RUNNING, ALL_BACK, DONE, "finish_disk finish_disk"),
+    ("disk", TOUCHING, PAUSED, ALL_BACK, DONE, "finish_disk finish_disk resume"),
+    ("disk", TOUCHING, OFF, NONE_BACK, FAILED, ""),
+    ("disk", COMMITTED, RUNNING, ALL_BACK, DONE, ""),
+    # What needs no snapshot: bandwidth and memory are as promised.
+    ("net", BEGUN, RUNNING, NONE_BACK, UNDONE, "set_nic_limit set_nic_limit"),
+    ("net", BEGUN, OFF, NONE_BACK, FAILED, ""),
+    ("cache", BEGUN, RUNNING, NONE_BACK, UNDONE, "set_memory"),
+    ("cache", BEGUN, GONE, NONE_BACK, FAILED, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "phase", "now", "back", "state", "effects"), PARTIAL)
+def test_the_answer_of_a_reset_of_parts(
+    part: str, phase: Phase, now: Vm | None, back: frozenset[str], state: OpState, effects: str
+) -> None:
+    found = ended(Kind.RESET, phase, now, PARTS[part], snapshots=(SNAPSHOT, SCRATCH), back=back)
+    assert (found.state, names(found)) == (state, effects)
+    assert found.reason
+    order = found.steps
+    enters = [s.phase for s in order if isinstance(s, p.Enter)]
+    assert enters == ([COMMITTED] if part != "keep" else [TOUCHING, COMMITTED]) * ("load_state" in effects)
+    for load in (s for s in order if isinstance(s, p.LoadState)):
+        assert load.nodes == ()
+        assert load.snapshot == (SNAPSHOT if part in ("devices", "keep") else SCRATCH)
+    assert all(s.snapshot == (SNAPSHOT if part == "keep" else SCRATCH) for s in order if isinstance(s, p.RestoreRam))
+    assert all(s.snapshot == SCRATCH for s in order if isinstance(s, p.DropSnapshot))
+    assert not [s for s in order if isinstance(s, p.RunInGuest)], "its hooks may have run"
+
+
+def test_every_part_has_an_answer_in_every_phase() -> None:
+    seen = {(row[0], row[1]) for row in PARTIAL}
+    whole = {(part, phase) for part in PARTS for phase in (BEGUN, TOUCHING, COMMITTED)}
+    # Without an irreversible step there is only one phase.
+    assert whole - seen == {(part, phase) for part in ("net", "cache") for phase in (TOUCHING, COMMITTED)}
+
+
+def test_a_reset_that_is_repeated_uses_a_tracker_that_works() -> None:
+    before = BEFORE[Kind.RESET]
+    asked = replace(before, wishes=replace(before.wishes, tracker=TrackerKind.SOFT_DIRTY, audit=True))
+    steps = ended(Kind.RESET, TOUCHING, PAUSED, asked, snapshots=(SNAPSHOT,)).steps
+    assert {s.tracker for s in steps if isinstance(s, p.RestoreRam)} == {TrackerKind.AUTO}
+    assert [s for s in steps if isinstance(s, p.Audit)], "what was to be proven is"
+
+
+def test_a_guest_that_goes_on_after_a_reset_gets_the_present_whoever_lets_it_go_on() -> None:
+    for wishes in (AS_USUAL, replace(AS_USUAL, reseed=False, clock=False)):
+        for phase in (TOUCHING, COMMITTED):
+            before = replace(BEFORE[Kind.RESET], wishes=wishes)
+            (resume,) = [s for s in ended(Kind.RESET, phase, PAUSED, before).steps if isinstance(s, p.Resume)]
+            assert (resume.greet, resume.clock) == (wishes.reseed, wishes.clock)
+        # What was only to be written, and was not, leaves the guest as it was.
+        (resume,) = [s for s in ended(Kind.RESET, BEGUN, PAUSED, before).steps if isinstance(s, p.Resume)]
+        assert not resume.greet
 
 
 def names(found: Answer) -> str:
