@@ -95,15 +95,16 @@ class GuestRam:
                 found.append((piece.first + start // PAGE, piece.first + end // PAGE))
         return found
 
-    def used(self) -> Chunks:
-        """Which chunks hold anything; all others are zero."""
-        found = np.zeros(-(-self.pages // pg.CHUNK), np.bool_)
+    def used(self, known: Chunks | None = None) -> Chunks:
+        """Which chunks hold anything; all others are zero. Those that are `known` to be in use are not asked about."""
+        found = np.zeros(-(-self.pages // pg.CHUNK), np.bool_) if known is None else known.copy()
         for piece in self._pieces:
-            at = np.fromiter(ramfile.used(piece.fd, piece.region.size, pg.CHUNK * PAGE), np.int64)
-            # A piece need not begin where a chunk of the row does.
-            found[piece.first // pg.CHUNK + at] = True
-            if piece.first % pg.CHUNK:
-                found[np.minimum(piece.first // pg.CHUNK + at + 1, found.size - 1)] = True
+            # The chunks of a piece begin with it, and so lie in one or two of the row's.
+            first, shifted = divmod(piece.first, pg.CHUNK)
+            asked = ~found[first : first - (-piece.pages // pg.CHUNK)] | bool(shifted)
+            for start, end in pg.chunk_ranges(asked).tolist():
+                for number in ramfile.used(piece.fd, min(end, piece.region.size), pg.CHUNK * PAGE, start):
+                    found[first + number : first + number + 1 + bool(shifted)] = True
         return found
 
     def existing(self, pages: Pages) -> Pages:

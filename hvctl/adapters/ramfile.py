@@ -80,9 +80,9 @@ def data(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
         yield start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, size)
 
 
-def used(fd: int, size: int, step: int) -> Iterator[int]:
-    """The pieces of `step` bytes that are not holes altogether, by number."""
-    at = 0
+def used(fd: int, size: int, step: int, start: int = 0) -> Iterator[int]:
+    """The pieces of `step` bytes, from byte `start` to `size`, that are not holes altogether, by number."""
+    at = start
     while at < size:
         try:
             piece = os.lseek(fd, at, os.SEEK_DATA) // step
@@ -90,6 +90,8 @@ def used(fd: int, size: int, step: int) -> Iterator[int]:
             if e.errno == ENXIO:
                 return
             raise
+        if piece * step >= size:
+            return
         yield piece
         at = (piece + 1) * step
 

@@ -13,6 +13,7 @@ from hvctl.adapters.opened import Opened
 from hvctl.adapters.pages import PAGE
 from hvctl.adapters.qmp import Command
 from hvctl.adapters.tracking import known
+from hvctl.errors import HvctlError
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
 
@@ -43,6 +44,22 @@ class Deletion:
         self._opened = opened
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
+        self._drop(vm, snapshot)
+        self._collect(vm, snapshot.vm_uuid)
+        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
+
+    def _collect(self, vm: Vm | None, uuid: str) -> None:
+        """What nothing builds on any more, and what a delete that was killed here has left without its manifest."""
+        while True:
+            every = list(snapshotfolder.published(self._root, uuid))
+            parents = {s.parent for s in every}
+            unused = next((s for s in every if s.hidden and s.id not in parents), None)
+            if unused is None:
+                break
+            self._drop(vm, unused)
+        snapshotfolder.remove_unpublished(self._root, uuid)
+
+    def _drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
         every = list(snapshotfolder.published(self._root, snapshot.vm_uuid))
         children = [s for s in every if s.parent == snapshot.id and s.id != snapshot.id]
@@ -62,10 +79,6 @@ class Deletion:
             layers.wipe_unseen(folder, [Path(c.folder) for c in children], snapshot.ram_size // PAGE)
             return
         snapshotfolder.remove(folder)
-        parent = next((s for s in every if s.id == snapshot.parent and s.hidden), None)
-        if parent is not None:
-            self.drop(vm, parent)
-        snapshotfolder.remove_vm_folder(self._root, snapshot.vm_uuid)
 
     def _drop_inside(self, vm: Vm, snapshot: Snapshot, *, keep: bool) -> None:
         held = self._opened.inside(vm)
@@ -86,12 +99,14 @@ class Deletion:
         state = known(snapshotfolder.vm_folder(self._root, vm.uuid), snapshot.binding.process)
         if state is None:
             return
-        tracking = self._opened.tracking(vm)
-        own = pg.NONE
-        if state.base == snapshot.id and snapshot.parent is not None:
-            layer = layers.Layer(Path(snapshot.folder), snapshot.ram_size // PAGE)
-            own = layer.own()
-            layer.close()
-        tracking.rebase(snapshot.id, snapshot.parent, own)
+        tracking, parent, own = self._opened.tracking(vm), snapshot.parent, pg.NONE
+        if state.base == snapshot.id and parent is not None:
+            try:
+                layer = layers.Layer(Path(snapshot.folder), snapshot.ram_size // PAGE)
+                own = layer.own()
+                layer.close()
+            except HvctlError:
+                parent = None  # It was not whole yet: what RAM is is not known.
+        tracking.rebase(snapshot.id, parent, own)
         if not any(s.id != snapshot.id for s in snapshotfolder.published(self._root, vm.uuid)):
             tracking.end()

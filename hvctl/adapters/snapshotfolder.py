@@ -88,6 +88,14 @@ def remove_vm_folder(root: Path, uuid: str) -> None:
     folder.rmdir()
 
 
+def remove_unpublished(root: Path, uuid: str) -> None:
+    """Of a VM: the folders without a manifest."""
+    folder = vm_folder(root, uuid)
+    for inner in folder.iterdir() if folder.is_dir() else ():
+        if inner.is_dir() and not (inner / MANIFEST).exists():
+            remove(inner)
+
+
 def remove(folder: Path) -> None:
     """Wipe and remove the files and the folder; absent already is fine."""
     try:

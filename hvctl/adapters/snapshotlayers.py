@@ -34,10 +34,15 @@ def chain(root: Path, uuid: str, identity: str, pages: int) -> Chain:
 
 
 def apart(root: Path, uuid: str, one: str, other: str, pages: int) -> Pages:
-    """Pages in which the RAM of two snapshots may differ."""
+    """Pages in which the RAM of two snapshots may differ; all if the first is not there any more, as after a delete
+    that was killed."""
     if one == other:
         return pg.NONE
-    return layers.differing(lineage(root, uuid, one), lineage(root, uuid, other), pages)
+    mine = lineage(root, uuid, other)
+    try:
+        return layers.differing(lineage(root, uuid, one), mine, pages)
+    except RefusedError:
+        return pg.span(0, pages)
 
 
 def free(root: Path, budget: int | None) -> int:

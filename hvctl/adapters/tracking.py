@@ -57,7 +57,7 @@ class RamTracking:
         """What the tracker must look at."""
         if self._chunks is None:
             return None
-        self._chunks = self._chunks | self._ram.used()
+        self._chunks = self._ram.used(self._chunks)
         return pg.chunk_ranges(self._chunks)
 
     def foresee(self, wanted: TrackerKind) -> None:
@@ -132,7 +132,11 @@ class RamTracking:
         base = self._base(wanted, inflations)
         if base is None:
             return None
-        carried = self._carried()
+        try:
+            carried = self._carried()
+        except RefusedError:
+            self._forget()
+            return None
         self._forget()
         try:
             return base, pg.union(self._taken(), carried)
@@ -170,11 +174,13 @@ class RamTracking:
         """The snapshot `gone` is deleted; what only it held (`own`) differs from its parent `base`."""
         if self.state.base != gone:
             return
-        if base is None:
-            self._forget()
-            return
-        carried = pg.union(self._carried(), own)
+        try:
+            carried = pg.union(self._carried(), own)
+        except RefusedError:
+            base = None
         self._forget()
+        if base is None:
+            return
         _write(self._folder / CARRIED, carried)
         self._save(replace(self.state, base=base, carried=carried.size))
 
@@ -204,7 +210,13 @@ class RamTracking:
     def _carried(self) -> Pages:
         if not self.state.carried:
             return pg.NONE
-        return np.frombuffer((self._folder / CARRIED).read_bytes(), np.int64)[: self.state.carried]
+        try:
+            content = (self._folder / CARRIED).read_bytes()
+        except OSError as e:
+            raise RefusedError(f"what was noted of the writes cannot be read: {e.strerror}.") from e
+        if len(content) != self.state.carried * 8:
+            raise RefusedError("what was noted of the writes is damaged.")
+        return np.frombuffer(content, np.int64)
 
     def _forget(self) -> None:
         if self.state.base is not None or self.state.carried:

@@ -40,19 +40,11 @@ class VmLock:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._owner = {"boot_id": boot_id(), "pid": os.getpid(), "start_time": start_time(os.getpid())}
 
     def mark(self, operation: int, phase: Phase) -> None:
         """Write the line in place, at its full width: one pwrite, so a reader never sees half of it."""
-        pid = os.getpid()
-        line = json.dumps(
-            {
-                "operation": operation,
-                "phase": phase.value,
-                "boot_id": boot_id(),
-                "pid": pid,
-                "start_time": start_time(pid),
-            }
-        )
+        line = json.dumps({"operation": operation, "phase": phase.value, **self._owner})
         os.pwrite(self._fd, line.ljust(LINE - 1).encode() + b"\n", 0)
 
     def read(self) -> Mark | None:

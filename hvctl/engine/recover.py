@@ -73,6 +73,9 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
         promise = FORGET
     elif succeeded and end.goal_holds and before.goal:
         promise = Promise(uuid, operation.vm_name, resources(before.goal.allocation), before.holds)
+    if run.mended:
+        # As where nobody died: the VM is right, and what was wrong must not pass for success.
+        state, reason = OpState.FAILED if succeeded else state, f"{reason}; {' '.join(run.mended)}"
     engine.faults.point(f"recover-{operation.kind.value}", "close", "before")
     # What is quarantined is the process that was found, which need not be the one that the operation began with.
     process = codec.dump(now.process) if state is OpState.QUARANTINED and now and now.process else None

@@ -54,9 +54,12 @@ def load(name: str) -> Policy:
     if unknown:
         raise UsageError(f"the policy {path} says {unknown[0]!r}, which means nothing.", "see snapshots/README.md")
     try:
-        return codec.load(Policy, document)
+        said = codec.load(Policy, document)
     except HvctlError as e:
         raise UsageError(f"the policy {path} is not one: {e.message}", "see snapshots/README.md") from e
+    if not all(argv and argv[0] for argv in (*said.before, *said.after)):
+        raise UsageError(f"the policy {path} names no program in one of its hooks.", "see snapshots/README.md")
+    return said
 
 
 def merged(

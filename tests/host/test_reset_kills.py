@@ -80,9 +80,8 @@ def inside(site: Site, guest: Guest) -> dict[str, Any]:
 
 
 TAKE = [
-    *("begun:after", "prepare_snapshot:before", "prepare_snapshot:after", "pause:after", "arm_tracker:before"),
-    *("arm_tracker:after", "resume:after", "copy_ram:before", "copy_ram:after", "save_state:before"),
-    *("save_state:after", "publish_snapshot:before", "publish_snapshot:after", "committed:before", "committed:after"),
+    *("begun:after", "prepare_snapshot:after", "pause:after", "arm_tracker:after", "resume:after", "copy_ram:after"),
+    *("save_state:before", "save_state:after", "publish_snapshot:before", "publish_snapshot:after", "committed:after"),
     "closed:after",
 ]
 
@@ -129,11 +128,10 @@ MEMORY = Part(("--only", "ram:OWN"), ("own",))
 
 # Up to the first irreversible write everything stays; from there on all of it goes back.
 POINTS = [
-    *((WHOLE, p, False) for p in ("row:after", "begun:after", "pause:before", "pause:after", "touching:before")),
-    *((WHOLE, p, True) for p in ("touching:after", "restore_ram:before", "restore_ram:after", "load_state:before")),
-    *((WHOLE, p, True) for p in ("load_state:after", "audit:before", "audit:after", "committed:before")),
-    *((WHOLE, p, True) for p in ("committed:after", "resume:before", "resume:after", "await_life:after")),
-    *((WHOLE, p, True) for p in ("set_record:before", "set_record:after", "closed:after")),
+    *((WHOLE, p, False) for p in ("begun:after", "pause:before", "pause:after", "touching:before")),
+    *((WHOLE, p, True) for p in ("touching:after", "restore_ram:after", "load_state:after", "audit:before")),
+    *((WHOLE, p, True) for p in ("committed:before", "committed:after", "resume:before", "resume:after")),
+    *((WHOLE, p, True) for p in ("await_life:after", "set_record:before", "set_record:after", "closed:after")),
     *((KEEP, p, False) for p in ("pause:after",)),
     *((KEEP, p, True) for p in ("touching:after", "restore_ram:after", "load_state:after", "committed:before")),
     *((KEEP, p, True) for p in ("committed:after", "resume:after")),
@@ -339,7 +337,6 @@ def mortal(site: Site) -> Iterator[Guest]:
         "restore_ram:before",
         "load_state:before",
         "load_state:after",
-        "audit:before",
         "resume:before",
         "await_life:before",
     ],

@@ -151,6 +151,8 @@ def test_outside_the_chunks_in_use_everything_is_zero(sizes: tuple[int, ...]) ->
             (first, end), *more = (pg.chunk_ranges(guest.ram.used()) // PAGE).tolist()
             assert first <= page < end <= first + 2 * pg.CHUNK
             assert not more
+            for known in (guest.ram.used(), ~guest.ram.used(), np.zeros_like(guest.ram.used())):
+                assert (guest.ram.used(known) == (guest.ram.used() | known)).all()
             with stored(guest) as chain:
                 assert np.flatnonzero(chain.used()).tolist() == [page // pg.CHUNK]
 
