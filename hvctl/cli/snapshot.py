@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ from hvctl.cli.render import Column
 from hvctl.decide.scope import PARTS, parse_range
 from hvctl.model.archive import Difference
 from hvctl.model.tracker import TrackerKind
-from hvctl.units import format_size
+from hvctl.units import format_seconds, format_size
 
 app = typer.Typer(help="Snapshots of running VMs: take, list, show, diff, delete; save, load.", no_args_is_help=True)
 SHOWN = 5
@@ -204,4 +204,20 @@ def reset(
     with options.engine() as engine:
         result = verbs.reset(engine, vm, to, scope, wishes, dry_run=dry_run, key=options.key)
     render.outcome(options, result)
+    if dry_run and options.format is render.Format.TABLE:
+        print("\n".join(_foretold(result.result)))
     pending(result, exit_code)
+
+
+def _foretold(told: dict[str, Any]) -> list[str]:
+    """What only a dry run tells: the class, the parts, and what earlier resets of them took."""
+    lines = [f"class: {told['coherence']}"] if "coherence" in told else []
+    lines.append(f"parts: {', '.join(told['scope'])}")
+    if expected := told["expected"]:
+        written = "" if expected["bytes"] is None else f", {format_size(expected['bytes'])} of RAM"
+        lines.append(
+            f"expected: {format_seconds(expected['paused'])} of pause{written} (of {expected['resets']} resets)"
+        )
+    else:
+        lines.append("expected: not known, there was no such reset yet")
+    return lines

@@ -142,6 +142,9 @@ def test_a_dry_run_tells_what_earlier_ones_took(command: Loaded, pair: Marked, o
     assert told["resets"] == 3
     for key in ("paused", "bytes"):
         assert told[key] == sorted(t[key] for t in taken)[1]
+    lines = command.ok("reset", pair.guest.name, "--to", "s", *options, "--dry-run").splitlines()
+    assert lines[-3:-1] == ["class: coherent", "parts: ram, devices, all disks"]
+    assert (lines[-1].startswith("expected: "), lines[-1].endswith(" (of 3 resets)")) == (True, True)
     pair.guest.await_answer()
 
 
