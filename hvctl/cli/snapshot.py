@@ -9,7 +9,7 @@ import typer
 from hvctl import codec
 from hvctl.cli import render
 from hvctl.cli.complete import snapshot_names
-from hvctl.cli.context import globals_of
+from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import DryRun, ExitCode, SnapshotName, VmName, pending
 from hvctl.cli.render import Column
 from hvctl.decide.scope import PARTS, parse_range
@@ -204,7 +204,7 @@ def reset(
     with options.engine() as engine:
         result = verbs.reset(engine, vm, to, scope, wishes, dry_run=dry_run, key=options.key)
     render.outcome(options, result)
-    if dry_run and options.format is render.Format.TABLE:
+    if dry_run and options.format is Format.TABLE:
         print("\n".join(_foretold(result.result)))
     pending(result, exit_code)
 
