@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from report import say
+
 from hvctl.adapters import agent
 from hvctl.engine.applied import agent_call
 from hvctl.engine.operate import Engine
+from hvctl.errors import HvctlError, NotFoundError
 from hvctl.model.operation import Outcome
 from hvctl.model.reset import WHOLE, DiskPart, Hooks, Scope, Wishes
 from hvctl.operations import snapshot as snapshots
+from hvctl.operations import vm as vms
 
 HVCTL = str(Path(sys.executable).with_name("hvctl"))
 SNAPSHOT = "bench"
@@ -25,8 +29,8 @@ DISK = "vdb"
 BOOT_SECONDS = 180.0
 AGENT_SECONDS = 60.0
 
-# Some pages of page cache, some of memory that is no file's, some clusters of the root file system.
-WORK = "head -c 2M /dev/urandom > /var/tmp/bench; head -c 3M /dev/urandom > /dev/shm/bench; sync"
+# Pages of the page cache, of memory that is no file's, and clusters of the root file system: just below 16 MiB in all.
+WORK = "head -c 6M /dev/urandom > /var/tmp/bench; head -c 6M /dev/urandom > /dev/shm/bench; sync"
 DISK_WORK = f"dd if=/dev/urandom of=/dev/{DISK} bs=64k count=32 conv=fsync 2> /dev/null"
 
 
@@ -132,4 +136,9 @@ def guest(engine: Engine, label: str, memory: str) -> Iterator[Guest]:
         made.ready(BOOT_SECONDS)
         yield made
     finally:
-        subprocess.run([HVCTL, "vm", "delete", name, "--force"], capture_output=True, check=False)
+        try:
+            vms.delete(engine, name, force=True)
+        except NotFoundError:
+            pass  # It was never made.
+        except HvctlError as e:
+            say(f"{name} is left behind: {e.message} `hvctl vm delete {name} --force` removes it")
