@@ -321,8 +321,10 @@ class QemuMachine:
         if not vm.has_balloon:
             return
         wanted, qmp = snapshot.balloon, self._opened.inside(vm).qmp
-        # The balloon's size is device state: after a load it is the snapshot's, unless the guest moved on.
-        if qmp.execute("query-balloon")["actual"] == wanted:
+        # The balloon's size and where it moves to are device state: after a load both are the snapshot's, unless the
+        # guest moved on. One that has more is left alone: it was on its way down, or has a module that was plugged
+        # beside what is promised, and what it uses of that must not be taken.
+        if qmp.execute("query-balloon")["actual"] >= wanted:
             return
         qmp.execute("balloon", {"value": wanted})
         if not qmp.until("BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS):

@@ -110,6 +110,11 @@ def test_a_plugged_module_goes_back_with_the_rest_and_in_part(
             assert marks(guest) == ["old"] * 3
             assert (guest.mem_total(), guest.memory()) == (total, memory)
 
+    # Running, too, it keeps what was plugged, which is more than was promised.
+    assert command.json("reset", guest.name, "--to", "s")["warnings"] == []
+    guest.await_answer()
+    assert (guest.mem_total(), guest.memory()) == (total, memory)
+
     mark(guest, "new")
     command.ok("reset", guest.name, "--to", "s", "--only", f"ram:{base:#x}-{base + OWN:#x}")
     guest.await_answer()
