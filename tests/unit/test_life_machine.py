@@ -27,6 +27,7 @@ from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Change, DiskChange, NicChange, Resources
 from hvctl.model.operation import OpState, Outcome
+from hvctl.model.reset import AS_USUAL, DiskPart, Scope
 from hvctl.model.vm import State
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
@@ -65,6 +66,15 @@ class Plan(Faults):
 
 NAMES = ("a", "b", "c")
 SNAPSHOTS = st.sampled_from(("s", "t"))
+PARTS = st.sampled_from(
+    (
+        Scope(True, False, ()),
+        Scope(False, True, ()),
+        Scope(True, True, ()),
+        Scope(False, False, (DiskPart("vda"),)),
+        Scope(False, False, (DiskPart("vda"),), net=True),
+    )
+)
 picks = st.integers(0, 5)
 death = st.tuples(st.integers(0, 14), st.sampled_from(("raise", "kill", "kill")))
 deaths = st.just([]) | st.lists(death, max_size=2)
@@ -233,6 +243,29 @@ class Life(RuleBasedStateMachine):
             self.world.spoil(name)
         if self.act(lambda e: snapshots.reset(e, name, snapshot), plan, outside):
             assert self.world.content(name) == self.stored[ids[snapshot]]
+
+    @precondition(lambda self: self.names())
+    @rule(pick=picks, snapshot=SNAPSHOTS, scope=PARTS, audit=st.booleans(), plan=deaths, outside=OUTSIDE)
+    def reset_parts(
+        self, pick: int, snapshot: str, scope: Scope, audit: bool, plan: list[tuple[int, str]], outside: str | None
+    ) -> None:
+        """What is named is as in the snapshot, all else as before; half done and recovered, it is one or the other."""
+        name = self.one(pick, State.RUNNING, State.PAUSED)
+        ids = {s.name: s.id for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)}
+        snapshot = snapshot if snapshot in ids or not ids else next(iter(ids))
+        if self.world.vm(name).state is State.RUNNING:
+            self.world.spoil(name)
+        before, process = self.world.content(name), self.world.vm(name).process
+        wishes = replace(AS_USUAL, audit=audit, accept_incoherent=True)
+        done = self.act(lambda e: snapshots.reset(e, name, snapshot, scope, wishes), plan, outside)
+        if outside or name not in self.names() or self.world.vm(name).process != process:
+            return
+        back = {"ram": scope.ram, "devices": scope.devices, "vda": bool(scope.disks)}
+        wanted = {p: self.stored[ids[snapshot]][p] if back[p] else before[p] for p in before} if ids else before
+        quarantined = self.store.operations("fake", self.world.vm(name).uuid, OpState.QUARANTINED)
+        assert self.world.content(name) == wanted or (
+            done is None and (self.world.content(name) == before or quarantined)
+        )
 
     @precondition(lambda self: self.names())
     @rule(pick=picks, snapshot=SNAPSHOTS, plan=deaths, outside=OUTSIDE)
