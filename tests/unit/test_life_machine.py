@@ -172,6 +172,12 @@ class Life(RuleBasedStateMachine):
         fit = [vm.name for vm in self.world.read().vms.values() if vm.state in states] or self.names()
         return sorted(fit)[pick % len(fit)]
 
+    def with_snapshots(self, pick: int) -> str:
+        """One of those that can go back, if there are such."""
+        of = {s.vm_uuid for s in self.engine.host.machine.snapshots()}
+        fit = [vm.name for vm in self.world.read().vms.values() if vm.uuid in of] or self.names()
+        return sorted(fit)[pick % len(fit)]
+
     # --- what hvctl does
 
     @precondition(lambda self: len(self.names()) < len(NAMES))
@@ -233,10 +239,10 @@ class Life(RuleBasedStateMachine):
         done = self.keeps(name, lambda: self.act(lambda e: snapshots.take(e, name, snapshot), plan, outside))
         assert done is None or snapshot in {s.name for s in self.engine.host.machine.snapshots(done.vm_uuid)}
 
-    @precondition(lambda self: self.names())
+    @precondition(lambda self: self.engine.host.machine.snapshots())
     @rule(pick=picks, snapshot=SNAPSHOTS, plan=deaths, outside=OUTSIDE)
     def reset(self, pick: int, snapshot: str, plan: list[tuple[int, str]], outside: str | None) -> None:
-        name = self.one(pick, State.RUNNING, State.PAUSED)
+        name = self.with_snapshots(pick)
         ids = {s.name: s.id for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)}
         snapshot = snapshot if snapshot in ids or not ids else next(iter(ids))
         if self.world.vm(name).state is State.RUNNING:
@@ -244,13 +250,13 @@ class Life(RuleBasedStateMachine):
         if self.act(lambda e: snapshots.reset(e, name, snapshot), plan, outside):
             assert self.world.content(name) == self.stored[ids[snapshot]]
 
-    @precondition(lambda self: self.names())
+    @precondition(lambda self: self.engine.host.machine.snapshots())
     @rule(pick=picks, snapshot=SNAPSHOTS, scope=PARTS, audit=st.booleans(), plan=deaths, outside=OUTSIDE)
     def reset_parts(
         self, pick: int, snapshot: str, scope: Scope, audit: bool, plan: list[tuple[int, str]], outside: str | None
     ) -> None:
         """What is named is as in the snapshot, all else as before; half done and recovered, it is one or the other."""
-        name = self.one(pick, State.RUNNING, State.PAUSED)
+        name = self.with_snapshots(pick)
         ids = {s.name: s.id for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)}
         snapshot = snapshot if snapshot in ids or not ids else next(iter(ids))
         if self.world.vm(name).state is State.RUNNING:
@@ -267,10 +273,12 @@ class Life(RuleBasedStateMachine):
             done is None and (self.world.content(name) == before or quarantined)
         )
 
-    @precondition(lambda self: self.names())
+    @precondition(lambda self: self.engine.host.machine.snapshots())
     @rule(pick=picks, snapshot=SNAPSHOTS, plan=deaths, outside=OUTSIDE)
     def drop(self, pick: int, snapshot: str, plan: list[tuple[int, str]], outside: str | None) -> None:
-        name = self.one(pick, State.RUNNING, State.PAUSED)
+        name = self.with_snapshots(pick)
+        taken = [s.name for s in self.engine.host.machine.snapshots(self.world.vm(name).uuid)]
+        snapshot = snapshot if snapshot in taken or not taken else taken[0]
         done = self.act(lambda e: snapshots.delete(e, name, snapshot), plan, outside)
         assert done is None or snapshot not in {s.name for s in self.engine.host.machine.snapshots(done.vm_uuid)}
 
@@ -350,7 +358,7 @@ def test_the_contract_holds_through_any_life(migrated: Path, monkeypatch: pytest
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=60,
+            max_examples=100,
             stateful_step_count=20,
             derandomize=True,
             deadline=None,
