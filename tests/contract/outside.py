@@ -150,6 +150,7 @@ class FakeOutside:
             monitor=f"{folder}/qmp.sock",
             disks=(DiskSpec("data", "vda", f"{folder}/data.qcow2", 64 * MIB),),
             nics=(NicSpec("br0", "52:54:00:00:00:01", f"hvt{number}"),),
+            pulse=f"{folder}/pulse",
         )
 
     def await_guest(self, vm: str) -> None:

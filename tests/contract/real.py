@@ -55,6 +55,7 @@ class RealOutside:
             monitor=str(folder / "qmp" / "monitor.sock"),
             disks=(DiskSpec("data", "vda", str(folder / "data.qcow2"), 64 * MIB),),
             nics=(NicSpec(self._bridge, f"52:54:00:{id[:2]}:{id[2:4]}:{id[4:6]}", f"hvc{id[:8]}"),),
+            pulse=str(folder / "pulse"),
         )
 
     def await_guest(self, vm: str) -> None:
@@ -128,6 +129,7 @@ def real_outside() -> Iterator[RealOutside]:
         settings = Settings(state_dir=_folder(made, "/var/tmp"), ram_dir=_folder(made, "/dev/shm"))
         host = open_host(settings)
         made.callback(host.domains.close)
+        made.callback(host.machine.close)
         yield RealOutside(host, settings, imagestore.find(Settings(), "micro"), _bridge(made))
         left = [vm.name for vm in host.domains.list() if vm.name.startswith(NAMES)]
         left += [str(p) for p in settings.snapshots_dir.rglob("*")]

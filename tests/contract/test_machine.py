@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hvctl.errors import GuestError, RefusedError, UnreachableError
-from hvctl.model.snapshot import Snapshot
-from hvctl.model.tracker import Restored, TrackerKind
+from hvctl.model.snapshot import Range, Snapshot
+from hvctl.model.tracker import Life, Restored, TrackerKind
 from hvctl.model.vm import State, VmSpec
 from hvctl.ports import Host
 from tests.contract.outside import Outside, made
@@ -50,6 +50,13 @@ def reset(outside: Outside, vm: str, snapshot: Snapshot, tracker: TrackerKind = 
     machine.release()
     outside.await_guest(vm)
     return written
+
+
+@pytest.fixture(autouse=True)
+def released(outside: Outside) -> Iterator[None]:
+    """Each test is an operation of its own, or several."""
+    yield
+    outside.host.machine.release()
 
 
 @pytest.fixture
@@ -211,3 +218,208 @@ def test_a_snapshot_of_a_process_that_died(host: Host, outside: Outside, doomed:
     assert not outside.exists(snapshot.folder)
     host.domains.start(doomed.uuid)
     assert host.machine.binding(host.domains.get(doomed.uuid)).process != snapshot.binding.process
+
+
+# --- a tree
+
+
+def test_a_tree_of_snapshots_goes_from_any_to_any(host: Host, outside: Outside, running: str) -> None:
+    """Each is kept as a difference to its parent, and holds all of itself all the same."""
+    outside.spoil(running)
+    first = take(outside, running, "first")
+    contents = {first.id: outside.content(running)}
+    chain = [first]
+    for name in ("second", "third"):
+        outside.spoil(running)
+        chain.append(take(outside, running, name, parent=chain[-1]))
+        contents[chain[-1].id] = outside.content(running)
+    for snapshot in (chain[0], chain[2], chain[1], chain[2], chain[0]):
+        outside.spoil(running)
+        reset(outside, running, snapshot)
+        assert outside.content(running) == contents[snapshot.id]
+    vm = host.domains.get(running)
+    for snapshot in chain:
+        host.machine.drop(vm, snapshot)
+    assert list(host.machine.snapshots(running, hidden=True)) == []
+
+
+@pytest.mark.parametrize("back", ["to the child", "to the child of the child"])
+def test_what_others_build_on_goes_when_they_do(host: Host, outside: Outside, running: str, back: str) -> None:
+    vm = host.domains.get(running)
+    binding = host.machine.binding(vm)
+    outside.spoil(running)
+    one = take(outside, running, "one")
+    outside.spoil(running)
+    two = take(outside, running, "two", parent=one)
+    before = outside.content(running)
+    outside.spoil(running)
+    three = take(outside, running, "three", parent=two)
+    after = outside.content(running)
+    host.machine.drop(vm, one)
+    host.machine.drop(vm, one)
+    assert [s.name for s in host.machine.snapshots(running)] == ["two", "three"]
+    assert [s.name for s in host.machine.snapshots(running, hidden=True)] == ["one", "two", "three"]
+    assert outside.exists(one.folder)
+    outside.spoil(running)
+    reset(outside, running, two if back == "to the child" else three)
+    assert outside.content(running) == (before if back == "to the child" else after)
+    host.machine.drop(vm, two)
+    outside.spoil(running)
+    reset(outside, running, three)
+    assert outside.content(running) == after, "by pages of two that are not there for themselves any more"
+    host.machine.drop(vm, three)
+    assert list(host.machine.snapshots(running, hidden=True)) == []
+    assert not any(outside.exists(s.folder) for s in (one, two, three))
+    assert host.machine.binding(vm) == binding
+
+
+def test_a_snapshot_of_what_it_was_reset_to_takes_little(host: Host, outside: Outside, running: str) -> None:
+    base = take(outside, running, "base")
+    vm = host.domains.get(running)
+    outside.spoil(running)
+    child = take(outside, running, "child", parent=base)
+    stored = {s.name: s.stored for s in host.machine.snapshots(running)}
+    assert stored["base"] > 0
+    assert 0 < stored["child"] <= stored["base"]
+    for snapshot in (child, base):
+        host.machine.drop(vm, snapshot)
+
+
+# --- who tells what was written
+
+
+def test_a_tracker_saves_the_comparing(host: Host, outside: Outside, running: str) -> None:
+    snapshot = take(outside, running, "tracked")
+    vm = host.domains.get(running)
+    state = host.machine.tracking(vm)
+    assert state is not None
+    assert state.process == vm.process
+    outside.spoil(running)
+    if state.kind is TrackerKind.COMPARE:
+        assert state.reason, "why none of the fast ones is used"
+        assert reset(outside, running, snapshot).found_by is TrackerKind.COMPARE
+    else:
+        assert state.base == snapshot.id
+        assert reset(outside, running, snapshot).found_by is state.kind
+        outside.spoil(running)
+        compared = reset(outside, running, snapshot, TrackerKind.COMPARE)
+        assert compared.found_by is TrackerKind.COMPARE
+        outside.spoil(running)
+        # Comparing does without a tracker, and the next one that asks for the best arms it again.
+        assert reset(outside, running, snapshot).found_by is TrackerKind.COMPARE
+        outside.spoil(running)
+        assert reset(outside, running, snapshot).found_by is state.kind
+    resets = host.machine.tracking(vm)
+    assert resets is not None
+    assert resets.resets >= 1
+    host.machine.drop(vm, snapshot)
+    assert host.machine.tracking(vm) is None, "nothing of it is left with the last snapshot"
+
+
+def test_a_tracker_is_armed_only_while_paused(host: Host, outside: Outside, running: str, snapshot: Snapshot) -> None:
+    vm = host.domains.get(running)
+    with pytest.raises(RefusedError):
+        host.machine.arm(vm, TrackerKind.AUTO)
+    host.machine.pause(vm)
+    assert host.machine.arm(vm, TrackerKind.AUTO).base is None, "what was written before is not known"
+    assert host.machine.arm(vm, TrackerKind.COMPARE).kind is TrackerKind.COMPARE
+    host.machine.resume(vm)
+    host.machine.release()
+
+
+# --- pausing and going on
+
+
+def test_pausing_and_going_on_may_be_repeated(host: Host, outside: Outside, running: str) -> None:
+    machine, vm = host.machine, host.domains.get(running)
+    for _ in range(2):
+        machine.pause(vm)
+        assert host.domains.get(running).state is State.PAUSED
+    for _ in range(2):
+        machine.resume(vm)
+        assert host.domains.get(running).state is State.RUNNING
+    machine.release()
+    assert machine.await_life(vm, 1.0) == Life(), "nobody greeted it"
+    outside.await_guest(running)
+
+
+def test_a_guest_that_is_greeted_answers_reseeded_and_with_the_time(host: Host, running: str) -> None:
+    machine, vm = host.machine, host.domains.get(running)
+    for clock in (True, False):
+        machine.pause(vm)
+        machine.resume(vm, greet=True, clock=clock)
+        life = machine.await_life(vm, 30.0)
+        assert life.seconds is not None
+        assert life.seconds >= 0
+        assert (life.reseeded, life.clock_set) == (True, clock)
+        machine.release()
+    # One that runs is not greeted: it may be in the middle of anything.
+    machine.resume(vm, greet=True, clock=True)
+    assert machine.await_life(vm, 1.0) == Life()
+    machine.release()
+
+
+def test_getting_ready_changes_nothing_and_refuses_what_does_not_fit(
+    host: Host, outside: Outside, running: str, snapshot: Snapshot
+) -> None:
+    vm = host.domains.get(running)
+    outside.spoil(running)
+    content = outside.content(running)
+    for _ in range(2):
+        host.machine.ready(vm, snapshot)
+        host.machine.ready(vm)
+    host.machine.release()
+    assert outside.content(running) == content
+    assert host.domains.get(running).state is State.RUNNING
+    reset(outside, running, snapshot)
+
+
+# --- parts
+
+
+def test_a_part_of_ram_goes_back_by_a_copy_of_what_is(host: Host, outside: Outside, running: str) -> None:
+    """The first page is the firmware's: it does not change, and so nothing does."""
+    outside.spoil(running)
+    source = take(outside, running, "source")
+    outside.spoil(running)
+    content, process = outside.content(running), host.domains.get(running).process
+    machine, vm = host.machine, host.domains.get(running)
+    scratch = replace(outside.snapshot(vm, "scratch"), targets={}, hidden=True, parent=source.id)
+    machine.prepare(vm, scratch)
+    machine.pause(vm)
+    machine.save_state(vm, scratch)
+    machine.copy_ram(vm, scratch)
+    assert machine.patch_ram(vm, scratch, source, [Range(0, 0x1000)]) == 0x1000
+    with pytest.raises(RefusedError):
+        machine.patch_ram(vm, scratch, source, [Range(1 << 44, (1 << 44) + 0x1000)])
+    machine.publish(scratch)
+    machine.restore_ram(vm, scratch)
+    machine.load_state(vm, scratch, ())
+    machine.restore_ram(vm, scratch, after_load=True)
+    assert machine.audit(vm, scratch) == 0
+    machine.resume(vm)
+    machine.drop(vm, scratch)
+    machine.release()
+    outside.await_guest(running)
+    assert outside.content(running) == content
+    assert host.domains.get(running).process == process
+    assert [s.name for s in host.machine.snapshots(running, hidden=True)] == ["source"]
+    reset(outside, running, source)
+    host.machine.drop(vm, source)
+
+
+def test_a_disk_is_put_back_only_when_that_was_prepared(
+    host: Host, outside: Outside, running: str, snapshot: Snapshot
+) -> None:
+    vm = host.domains.get(running)
+    (target,) = snapshot.targets
+    content = outside.content(running)
+    with pytest.raises(RefusedError):
+        host.machine.restore_disk(vm, snapshot, target)
+    host.machine.prepare_disk(vm, snapshot, target)
+    host.machine.prepare_disk(vm, snapshot, target)
+    host.machine.release()
+    assert outside.content(running) == content, "to prepare it touches nothing"
+    host.machine.finish_disk(vm, target)
+    assert outside.content(running) == content, "nothing was begun that could be ended"
+    host.machine.release()
