@@ -46,6 +46,14 @@ def steps_of(
     return answer[0].steps
 
 
+def sound(scope: Scope) -> Scope:
+    """Without the disks that cannot go back together with the rest of it."""
+    if scope.ram and scope.devices:
+        disks = None if scope.disks is None else tuple(replace(d, range=None) for d in scope.disks)
+        return replace(scope, disks=disks, ranges=())
+    return replace(scope, disks=() if scope.ram or scope.devices or scope.ranges else scope.disks)
+
+
 def place(steps: tuple[p.Step, ...], *kinds: Any) -> list[int]:
     return [n for n, s in enumerate(steps) if isinstance(s, kinds)]
 
@@ -55,7 +63,9 @@ def enters(steps: tuple[p.Step, ...]) -> list[Phase]:
 
 
 Asked = tuple[Vm, Scope, Wishes, Any, Tracking | None]
-resets = given(st.tuples(vms(), SCOPES, WISHES, IN_USE, TRACKINGS))
+# Most are such as are not refused: what is refused has no order.
+ACCEPTED = WISHES | WISHES.map(lambda wishes: replace(wishes, accept_incoherent=True))
+resets = given(st.tuples(vms(), SCOPES.map(lambda scope: sound(scope)), ACCEPTED, IN_USE, TRACKINGS))
 
 
 @resets

@@ -249,7 +249,7 @@ def test_what_is_incoherent_is_planned_only_when_it_is_accepted(scope: Scope, in
     plan = planned(VM, scope, wishes, in_use)
     if isinstance(plan, Refusal):
         return
-    released = bool(wishes.hooks.before) and bool(scope.disks)  # type: ignore[attr-defined]
+    released = bool(wishes.hooks.before) and bool(each_disk(VM, scope).disks)  # type: ignore[attr-defined]
     if classify(VM, SNAPSHOT, each_disk(VM, scope), in_use)[0] is INCOHERENT:  # type: ignore[arg-type]
         # Hooks that have the guest let go are believed when the guest says so after them.
         checked = any(type(s).__name__ == "CheckReleased" for s in plan[0].steps)
