@@ -16,7 +16,7 @@ from report import say
 from hvctl.adapters import agent
 from hvctl.engine.applied import agent_call
 from hvctl.engine.operate import Engine
-from hvctl.errors import HvctlError, NotFoundError
+from hvctl.errors import DeadlineError, HvctlError, NotFoundError, UnreachableError
 from hvctl.model.operation import Outcome
 from hvctl.model.reset import WHOLE, DiskPart, Hooks, Scope, Wishes
 from hvctl.operations import snapshot as snapshots
@@ -28,6 +28,7 @@ VIRSH_SNAPSHOT = "bench-virsh"
 DISK = "vdb"
 BOOT_SECONDS = 180.0
 AGENT_SECONDS = 60.0
+TRIES = 4
 
 # Pages of the page cache, of memory that is no file's, and clusters of the root file system: just below 16 MiB in all.
 WORK = "head -c 6M /dev/urandom > /var/tmp/bench; head -c 6M /dev/urandom > /dev/shm/bench; sync"
@@ -87,8 +88,15 @@ class Guest:
         agent.wait(self._call, seconds)
 
     def sh(self, script: str) -> None:
-        self.ready()
-        done = agent.run(self._call, ["/bin/sh", "-c", script], seconds=120)
+        """Run a script to its end; again if the agent of a busy guest goes silent meanwhile."""
+        for left in reversed(range(TRIES)):
+            self.ready()
+            try:
+                done = agent.run(self._call, ["/bin/sh", "-c", script], seconds=120)
+                break
+            except (DeadlineError, UnreachableError):
+                if not left:
+                    raise
         if done.status != 0:
             raise SystemExit(f"bench: {script!r} ended with {done.status} in {self.name}: {done.stderr.decode()}")
 
