@@ -21,7 +21,7 @@ from hvctl.adapters import pages as pg
 from hvctl.adapters.guestram import GuestRam
 from hvctl.adapters.pages import Chunks, Pages
 from hvctl.adapters.trackers import Tracker, end_tracker, open_tracker, resume_tracker, self_probe
-from hvctl.errors import HvctlError, RefusedError
+from hvctl.errors import DeadlineError, HvctlError, RefusedError
 from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import Process
 
@@ -65,7 +65,7 @@ class RamTracking:
         process, as one that was not tried yet."""
         for kind in () if self._resumed(wanted) else _kinds(wanted):
             if kind.value not in self.state.disabled:
-                with suppress(RefusedError):
+                with suppress(RefusedError, DeadlineError):
                     self._open(kind)
                 return
 
@@ -91,7 +91,10 @@ class RamTracking:
                 tracker.arm(self._where())
                 self._save(replace(self.state, reason=PASSED))
                 return
-            except RefusedError as e:
+            except (
+                RefusedError,
+                DeadlineError,
+            ) as e:  # The latter: QEMU is too busy to be stopped. Comparing needs no stop.
                 reasons.append(f"{kind}: {e.message}")
         self.end()
         if wanted is not TrackerKind.AUTO and reasons:

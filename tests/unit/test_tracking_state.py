@@ -13,7 +13,7 @@ from hvctl import codec
 from hvctl.adapters import pages as pg
 from hvctl.adapters.guestram import GuestRam
 from hvctl.adapters.tracking import CARRIED, STATE, RamTracking, known
-from hvctl.errors import RefusedError
+from hvctl.errors import DeadlineError, RefusedError
 from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import Process
 from unit.ramhost import DiedError, Kernel, RamHost, connected
@@ -219,6 +219,20 @@ def test_one_that_does_not_work_is_refused_by_name_and_left_out_otherwise(place:
     tracking.arm(COMPARE)
     assert (tracking.state.kind, tracking.state.reason) == (COMPARE, "as asked")
     assert place.kernel.opened == 0
+
+
+def test_a_qemu_that_cannot_be_stopped_in_time_is_compared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise DeadlineError("no thread of it could be stopped in a system call.", "try again")
+
+    monkeypatch.setattr("hvctl.adapters.tracking.open_tracker", busy)
+    tracking = place.hvctl()
+    tracking.foresee(AUTO)
+    tracking.arm(AUTO)
+    assert tracking.state.kind is COMPARE
+    assert "could be stopped" in tracking.state.reason
+    tracking.settle("a", inflations=0)
+    assert written(place.hvctl()) is None
 
 
 def test_a_tracker_counts_only_once_it_has_passed_its_probe(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
