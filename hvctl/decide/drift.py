@@ -38,7 +38,8 @@ class Drift:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
-    owner, state folders, snapshots, and operations that are open though nobody holds their lock."""
+    owner, state folders, snapshots, operations that are open though nobody holds their lock, and by VM the load of a
+    saved snapshot that ended without taking back or giving up the disks from before it."""
 
     vms: Sequence[Vm]
     promised: Mapping[str, tuple[str, Record | None]]
@@ -46,6 +47,7 @@ class Facts:
     folders: Sequence[str]
     snapshots: Sequence[Snapshot]
     orphans: Sequence[Operation]
+    kept: Mapping[str, str]
 
 
 def drifts(facts: Facts) -> tuple[Drift, ...]:
@@ -66,6 +68,10 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
         if uuid not in known:
             found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", "look, then remove it by hand"))
     found += _of_snapshots(facts.snapshots, known)
+    for uuid, load in facts.kept.items():
+        name = known[uuid].name if uuid in known else uuid
+        detail = f"disks from before a load that was given up lie beside the VM's: *.{load}.old"
+        found.append(Drift(uuid, name, detail, f"hvctl operation list, then decide which disks {name} keeps"))
     for operation in facts.orphans:
         detail = f"operation {operation.id} ({operation.kind}) is open and its owner is gone"
         found.append(Drift(operation.vm_uuid, operation.vm_name, detail, "hvctl recover", Mend.RECOVER))

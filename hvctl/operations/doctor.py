@@ -26,15 +26,19 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     """What has come apart on this host now. Reads only."""
     host, name = engine.host, engine.facts.name
     promised = {p.vm_uuid: (p.vm_name, engine.store.record_of(name, p.vm_uuid)) for p in engine.store.promises(name)}
-    orphans = [o for o in engine.store.open_operations(name) if free(engine.settings.locks_dir, o.vm_uuid)]
+    folders, opened = host.storage.folders(), engine.store.open_operations(name)
+    orphans = [o for o in opened if free(engine.settings.locks_dir, o.vm_uuid)]
+    loading = {o.vm_uuid for o in opened}
+    kept = {u: load for u in folders if u not in loading and (load := host.storage.kept_disks(u))}
     return drifts(
         Facts(
             observe_all(host, guest=True),
             promised,
             host.network.owners(),
-            host.storage.folders(),
+            folders,
             tuple(host.machine.snapshots()),
             orphans,
+            kept,
         )
     )
 

@@ -16,7 +16,7 @@ from hvctl.engine.runtime import open_engine
 from hvctl.errors import NotUndoneError
 from hvctl.model.allocation import Allocation, Change, NicChange, Record
 from hvctl.model.finding import Health
-from hvctl.model.operation import OpState
+from hvctl.model.operation import Kind, OpState
 from hvctl.model.vm import State
 from hvctl.operations import doctor
 from hvctl.operations import snapshot as snapshots
@@ -256,3 +256,17 @@ def test_a_change_after_the_metadata_was_lost_keeps_what_the_database_knows(tmp_
     assert kept is not None
     assert (kept.image, kept.labels, kept.protected) == ("micro", {"k": "v"}, True)
     assert (kept.allocation.vcpus, kept.allocation.cpu_weight) == (2, 50)
+
+
+def test_disks_from_before_a_load_that_was_given_up_are_for_a_person(engine: Engine, site: FakeSite, vm: str) -> None:
+    site.world.destroy("a")
+    doctor.fix(engine, doctor.look(engine), lambda _: None)
+    engine.host.storage.place_disks(vm, "load-1", [])
+    assert found(engine) == [("a", Mend.NOTHING)]
+    assert "load-1.old" in doctor.look(engine)[0].detail
+    with vm_lock(engine.settings.locks_dir, vm, 1.0):
+        engine.store.open_operation(
+            vm_uuid=vm, vm_name="a", host=engine.facts.name, kind=Kind.SNAPSHOT_LOAD, request={}, before={},
+            who="x", boot_id="b",
+        )  # fmt: skip
+        assert found(engine) == [], "one that goes on"
