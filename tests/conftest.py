@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no time as a verdict", deadline=None)
+settings.load_profile("no time as a verdict")
 
 SCRUBBED = ("LIBVIRT_", "HVCTL_", "XDG_")
 

@@ -1,0 +1,37 @@
+"""What a VM needed right after one of its starts: hvctl's own record of interruptions, which no trace holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """at is the epoch of the start, window the seconds after it that were looked at, gap how long the VM was off before
+    (None: its first start that is known).
+
+    peak and mean are the demand in the window by resource, rolling what was forecast for its peak when it was
+    interrupted, all in the resources' own units. A resource that was not measured is absent.
+    """
+
+    vm_uuid: str
+    image: str | None
+    at: float
+    gap: float | None
+    window: int
+    peak: Mapping[str, float]
+    mean: Mapping[str, float] = field(default_factory=dict)
+    rolling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RestartNeed:
+    """The predicted peak of one resource after the next start: by which rule, learned from how many starts of whom."""
+
+    value: float
+    quantile: float
+    rule: str
+    learned_from: str
+    restarts: int
+    loss: float
