@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from host.namespaces import run as _run
+from host.outside import await_true
 from host.tuns import Tun, add_flow
 
 from hvctl.adapters.fake import FakeWorld, open_fake
@@ -140,14 +141,22 @@ class NamespaceTaps:
         """A tap has a carrier only with somebody at its other end."""
         if tap not in self._tuns:
             self._tuns[tap] = Tun(self._namespace, tap)
+            # The kernel drops what is sent before it has worked off that there is a carrier.
+            await_true(lambda: self._is_up(tap), f"{tap} is up")
         return self._tuns[tap]
+
+    def _is_up(self, tap: str) -> bool:
+        (link,) = json.loads(_run("ip", "-n", self._namespace, "-j", "link", "show", tap))
+        return bool(link["operstate"] == "UP")
 
     def waiting(self, tap: str) -> int:
         return len(self._tuns[tap].take())
 
     def know(self, tap: str, mac: str, address: str) -> None:
         if "br0" not in self.devices():
-            _run("ip", "-n", self._namespace, "link", "add", "br0", "up", "type", "bridge")
+            # An address of its own: a bridge that takes its ports' lowest forgets its neighbours with each new one.
+            link = ("link", "add", "br0", "address", "52:54:00:00:00:01", "up")
+            _run("ip", "-n", self._namespace, *link, "type", "bridge")
             for host in HOST_ADDRESSES:
                 _run("ip", "-n", self._namespace, "address", "add", host, "dev", "br0", *["nodad"] * (":" in host))
         self._guest(tap)

@@ -72,7 +72,7 @@ def fresh_qemu(guest: Guest, ram: Path, disks: dict[str, Path], stream: Path, fo
         with _Monitor(monitor) as qmp:
             _capability(qmp.execute, True)
             qmp.execute("migrate-incoming", uri=f"exec:cat {stream}")
-            await_true(lambda: qmp.execute("query-migrate").get("status") == "completed", "the stream has come in")
+            await_true(lambda: _came_in(process, qmp, own / "log"), "the stream has come in")
             (pty,) = [c["filename"] for c in qmp.execute("query-chardev") if c["filename"].startswith("pty:")]
             with console(pty.removeprefix("pty:")) as worker:
                 qmp.execute("cont")
@@ -81,6 +81,14 @@ def fresh_qemu(guest: Guest, ram: Path, disks: dict[str, Path], stream: Path, fo
         process.kill()
         process.wait()
         shutil.rmtree(own)
+
+
+def _came_in(process: subprocess.Popen[bytes], qmp: _Monitor, log: Path) -> bool:
+    try:
+        return bool(qmp.execute("query-migrate").get("status") == "completed")
+    except OSError:
+        process.wait(10)
+        raise AssertionError(f"the fresh QEMU ended with {process.returncode}: {log.read_text()}") from None
 
 
 def _answers(process: subprocess.Popen[bytes], monitor: Path, log: Path) -> bool:
@@ -110,7 +118,8 @@ def _by_hand(arguments: list[str], memory: Path, disks: dict[str, Path], own: Pa
                 value = value.replace(json.dumps(path), json.dumps(str(copy)))
         elif option == "-netdev":
             identity = json.loads(value)["id"] if value.startswith("{") else re.search(r"id=([^,]+)", value)[1]  # type: ignore[index]
-            value = f"user,id={identity},restrict=on"
+            # A tap of its own that leads nowhere: the state of a network card holds what kind of peer it has.
+            value = f"tap,id={identity},ifname=hvf{os.getpid()},script=no,downscript=no,vnet_hdr=on"
         elif option == "-chardev" and ("fd=" in value or "socket" in value):
             identity = re.search(r"id=([^,]+)", value)[1]  # type: ignore[index]
             value = f"null,id={identity}"

@@ -117,8 +117,7 @@ def test_a_vms_life_and_that_each_effect_may_be_repeated(domains: LibvirtDomains
     vm = domains.get(running.uuid)
     assert vm.process is not None
     assert running.uuid.encode() in Path(f"/proc/{vm.process.pid}/cmdline").read_bytes()
-    assert vm.ram_path is not None
-    assert Path(vm.ram_path).stat().st_size == running.max_memory
+    assert [Path(region.path).stat().st_size for region in vm.ram] == [running.max_memory]
     assert vm.missing == ()
     assert Path(running.monitor).is_socket()
     assert Path(domains.console(running.uuid)).is_char_device()
