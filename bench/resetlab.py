@@ -36,7 +36,10 @@ DISK_WORK = f"dd if=/dev/urandom of=/dev/{DISK} bs=64k count=32 conv=fsync 2> /d
 
 
 def run(*argv: str) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"bench: {' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def milliseconds(*argv: str) -> float:

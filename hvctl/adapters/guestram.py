@@ -21,6 +21,7 @@ from hvctl.adapters.trackers import Span
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Region
 
+_NEAR: Final = 64  # pages
 _ALONE: Final = 8  # pages: fewer cost less to write than to ask about
 
 
@@ -108,20 +109,25 @@ class GuestRam:
         return found
 
     def existing(self, pages: Pages) -> Pages:
-        """Those of them that are not holes; of pages that stand alone it is not asked, they count as existing."""
+        """Those of them that are not holes, and some holes: pages that stand alone and those right behind one that is
+        there are not asked about. To find where a hole begins the kernel looks through all that lies before it, which
+        may be all RAM; where data begins it knows at once."""
         found = []
         for first, count in pg.runs(pages).tolist():
-            if count < _ALONE:
-                found.append((first, first + count))
-                continue
             last = first + count
             while first < last:
-                piece = self._piece(first)
-                end = min(last, piece.first + piece.pages)
-                for a, b in ramfile.data(piece.fd, (end - piece.first) * PAGE, (first - piece.first) * PAGE):
-                    found.append((piece.first + a // PAGE, piece.first + b // PAGE))
-                first = end
+                if last - first >= _ALONE:
+                    first = self._data_from(first)
+                if first < last:
+                    found.append((first, min(first + _NEAR, last)))
+                first += _NEAR
         return np.concatenate([pg.span(a, b) for a, b in found]) if found else pg.NONE
+
+    def _data_from(self, page: int) -> int:
+        """The first page at or after this one that is not a hole, or the end of its region."""
+        piece = self._piece(page)
+        start = ramfile.data_from(piece.fd, (page - piece.first) * PAGE)
+        return piece.first + (piece.pages if start is None else start // PAGE)
 
     def resident(self) -> int:
         """Bytes of the host's memory that it takes."""

@@ -68,30 +68,32 @@ def data(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """The extents of a file, or of its bytes from start to size, that are not holes: start and end, whole pages."""
     end = start
     while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as e:
-            if e.errno == ENXIO:
-                return
-            raise
-        if start >= size:
+        found = data_from(fd, end)
+        if found is None or found >= size:
             return
+        start = found
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, size)
+
+
+def data_from(fd: int, offset: int) -> int | None:
+    """Where the first data at or after a byte are; None if there are none."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as e:
+        if e.errno == ENXIO:
+            return None
+        raise
 
 
 def used(fd: int, size: int, step: int, start: int = 0) -> Iterator[int]:
     """The pieces of `step` bytes, from byte `start` to `size`, that are not holes altogether, by number."""
     at = start
     while at < size:
-        try:
-            piece = os.lseek(fd, at, os.SEEK_DATA) // step
-        except OSError as e:
-            if e.errno == ENXIO:
-                return
-            raise
-        if piece * step >= size:
+        found = data_from(fd, at)
+        if found is None or found >= size:
             return
+        piece = found // step
         yield piece
         at = (piece + 1) * step
 
