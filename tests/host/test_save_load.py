@@ -311,11 +311,9 @@ STEPS = (
     *("import_snapshot", "place_disks", "start", "bind_snapshot", "restore_ram", "load_state", "audit"),
     *("release_disks", "resume", "await_life", "restore_balloon", "set_record"),
 )
-POINTS = [
-    *(f"{where}:after" for where in ("row", "begun")),
-    *(f"{where}:{when}" for where in ("touching", *STEPS[:7], "committed", *STEPS[7:]) for when in ("before", "after")),
-    "closed:after",
-]
+# Nothing happens between the end of one and the beginning of the next: each place once, as a load boots a guest. The
+# fake host is killed at both.
+POINTS = [f"{where}:after" for where in ("row", "begun", "touching", *STEPS[:7], "committed", *STEPS[7:], "closed")]
 COMMITTED = POINTS.index("committed:after")
 
 
@@ -324,7 +322,7 @@ def test_a_killed_load_is_undone_or_finished(site: Site, kept: Kept, point: str)
     guest = kept.guest
     done = site.run("snapshot", "load", guest.name, str(kept.folder), fault=f"snapshot-load:{point}=kill")
     assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
-    torn = guest.state == "running" and POINTS.index(point) < POINTS.index("resume:before")
+    torn = guest.state == "running" and POINTS.index(point) < POINTS.index("resume:after")
     assert not torn
     recovered = site.json("recover")
     assert site.open_rows() == []
