@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, job, node, operation, snapshot, vm
+from hvctl.cli import allocate, host, image, job, node, operation, snapshot, top, vm
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("allocate")(allocate.allocate)
 app.command("reset")(snapshot.reset)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
+app.command("top")(top.top)
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from hvctl.decide.rollup import cutoffs
 from hvctl.engine.collect import Collector, Cycle
@@ -30,7 +31,7 @@ def roll_up(engine: Engine, now: float | None = None) -> str:
     return f"{made} rows of five minutes, {gone} old rows removed"
 
 
-def dirty_rate(engine: Engine, ref: str, seconds: int) -> dict[str, object]:
+def dirty_rate(engine: Engine, ref: str, seconds: int) -> dict[str, Any]:
     """Bytes of its RAM that a VM dirties per second, measured over whole seconds."""
     if not 1 <= seconds <= LONGEST_MEASURE:
         raise UsageError(f"{seconds} s is not a time to measure.", f"write 1 to {LONGEST_MEASURE}")

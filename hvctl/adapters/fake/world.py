@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,20 @@ class FakeWorld:
             if running:
                 life.boot(world, vm)
         return uuid
+
+    def add_vms(self, names: Iterable[str]) -> None:
+        """Many running VMs at once: each has a disk and a NIC."""
+        with self._file.change() as world:
+            for name in names:
+                uuid = str(uuids.uuid4())
+                folder = f"/fake/vms/{uuid}"
+                disk = Disk("vda", "data", f"{folder}/data.qcow2", "qcow2", True, "node-vda")
+                nic = Nic(f"52:54:00:{uuid[:2]}:{uuid[2:4]}:00", "virtio", "br0", f"hv{uuid[:8]}-0")
+                allocation = Allocation(1, 256 * MIB, disks=(DiskLimit("vda"),))
+                vm = FakeVm(uuid, name, folder, allocation, 4, 1024 * MIB, disks=[disk], nics=[nic])
+                world.vms[uuid] = vm
+                world.files[str(disk.path)] = File()
+                life.boot(world, vm)
 
     def spoil(self, vm: str, word: str = "spoiled") -> None:
         """The running guest works: other RAM, other device state and other content of every disk."""
