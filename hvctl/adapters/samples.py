@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, exists, func, select, text, update
+from sqlalchemy import Connection, Select, bindparam, delete, exists, func, select, text, update
 
 from hvctl.adapters.bulk import insert_rows
 from hvctl.adapters.database import Database
 from hvctl.adapters.sampletables import COLLECTOR, OBSERVED_VM, RAW_SAMPLE, ROLLED_SAMPLE, VM_EVENT
-from hvctl.adapters.tables import VM
+from hvctl.adapters.tables import VM, Words, as_text
 from hvctl.decide.rollup import SLOT, last_full_slot, roll_up, slot
 from hvctl.model.sample import ROLLED_COLUMNS, STORED, Sample, VmEvent
 
@@ -29,7 +29,7 @@ _NEW = text("INSERT INTO observed_vm (host, uuid, name) VALUES (:host, :uuid, :n
 _EVENT = text(
     "INSERT INTO vm_event (host, vm_uuid, vm_name, kind, at, detail, operation)"
     " VALUES (:host, :vm_uuid, :vm_name, :kind, :at, :detail, :operation) ON CONFLICT DO NOTHING"
-)
+).bindparams(bindparam("vm_name", type_=Words), bindparam("detail", type_=Words))
 
 
 class Samples:
@@ -50,7 +50,7 @@ class Samples:
         if not samples and not events:
             return
         with self._database.transaction(write=True) as connection:
-            ids = self._known(connection, host, {s.uuid: s.name for s in samples})
+            ids = self._known(connection, host, {s[0]: as_text(s[1]) for s in samples})
             # (at, vm, *STORED): the fields of a Sample in their order, without whose it is and what is not stored.
             rows = [(s[2], ids[s[0]][0], *s[_HEAD:-1]) for s in samples]
             insert_rows(connection, RAW_SAMPLE, rows)
@@ -215,7 +215,7 @@ class Samples:
         names are the VMs' by uuid. A row that is there already stays; how many rows were offered."""
         count = len(columns["at"])
         with self._database.transaction(write=True) as connection:
-            ids = self._known(connection, host, {u: names.get(u, u) for u in dict.fromkeys(columns["uuid"])})
+            ids = self._known(connection, host, {u: as_text(names.get(u, u)) for u in dict.fromkeys(columns["uuid"])})
             given = [columns.get(name) or [None] * count for name in ROLLED_COLUMNS]
             vms = [ids[uuid][0] for uuid in columns["uuid"]]
             slots = [int(at) // SLOT * SLOT for at in columns["at"]]

@@ -3,11 +3,18 @@ by hvctl/migrations, which also says that samples lie in the order of their time
 
 from __future__ import annotations
 
-from sqlalchemy import REAL, BigInteger, Column, Float, Table
+from sqlalchemy import REAL, BigInteger, Column, Double, Float, Table
 from sqlmodel import SQLModel
 
 from hvctl.adapters.tables import Identity, Words
 from hvctl.model.sample import ROLLED_COLUMNS, STORED
+
+
+def _measured(name: str) -> Column[float]:
+    """Seven digits are enough for a rate, which PostgreSQL keeps in four bytes; sizes are exact. SQLite keeps both in
+    as few bytes as they need."""
+    return Column(name, Double if name.startswith(("memory", "rss")) else REAL)
+
 
 OBSERVED_VM = Table(
     "observed_vm",
@@ -18,21 +25,20 @@ OBSERVED_VM = Table(
     Column("name", Words, nullable=False),
     Column("job_type", Words),
 )
-# at is whole seconds since 1970; four bytes of REAL are enough for what was measured, and SQLite stores whole numbers
-# shorter still.
+# at is whole seconds since 1970.
 RAW_SAMPLE = Table(
     "raw_sample",
     SQLModel.metadata,
     Column("at", BigInteger, primary_key=True),
     Column("vm", BigInteger, primary_key=True),
-    *(Column(name, REAL) for name in STORED),
+    *(_measured(name) for name in STORED),
 )
 ROLLED_SAMPLE = Table(
     "rolled_sample",
     SQLModel.metadata,
     Column("at", BigInteger, primary_key=True),
     Column("vm", BigInteger, primary_key=True),
-    *(Column(name, REAL) for name in ROLLED_COLUMNS),
+    *(_measured(name) for name in ROLLED_COLUMNS),
 )
 VM_EVENT = Table(
     "vm_event",

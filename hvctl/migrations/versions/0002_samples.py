@@ -43,7 +43,7 @@ def upgrade() -> None:
             table,
             sa.Column("at", sa.BigInteger(), primary_key=True),
             sa.Column("vm", sa.BigInteger(), primary_key=True),
-            *(sa.Column(name, sa.REAL()) for name in names),
+            *(sa.Column(n, sa.Double() if n.startswith(("memory", "rss")) else sa.REAL()) for n in names),
             sqlite_with_rowid=False,
         )
     op.create_index("rolled_sample_vm", "rolled_sample", ["vm", "at"])
