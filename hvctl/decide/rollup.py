@@ -78,7 +78,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def _tidy(value: float) -> float:
     """Whole where fractions say nothing: a database stores small whole numbers in a quarter of the room."""
-    return round(value) if value >= 1000 else round(value, 4)
+    return round(value) if value >= 100 else round(value, 4)
 
 
 def cutoffs(now: float, raw_hours: float, rolled_days: float) -> tuple[int, int]:

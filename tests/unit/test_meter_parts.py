@@ -168,7 +168,10 @@ def test_counters_follow_the_vcpus() -> None:
         more = perf.read("u", ME)
         assert more is not None
         assert more.cycles >= ended.cycles
-    assert descriptors() == before + 2 * len(SOFTWARE)
+        assert descriptors() == before + 2 * len(SOFTWARE)
+        anew = perf.read("u", Process(ME.pid, ME.start_time + 1, "boot"))
+        assert anew is not None
+        assert descriptors() == before + len(SOFTWARE), "those of the process that ended are closed"
     perf.keep(set())
     assert descriptors() == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +117,7 @@ def test_another_process_is_a_gap_of_its_vm_alone(life: str) -> None:
 
 OTHERS: list[Any] = [
     (),
-    (DiskCounters("vdb", 1, 1, 1, 1),),
+    (DiskCounters("vdb", 200, 200, 10**7, 10**7),),
     None,
     (DiskCounters("vda", 99, 100, 10**6, 10**6),),
     (DiskCounters("vda", 200, 200, 10**7, 10**7), DiskCounters("vdb", 9, 9, 9, 9)),
@@ -161,25 +160,46 @@ readings_of_vms = st.builds(
     stalls=st.none() | st.builds(Stalls, counts, counts, counts),
     hardware=st.none() | st.builds(Hardware, counts, counts, counts),
 )
-times = st.floats(-1e5, 1e5)
-readings = st.builds(
-    Reading,
-    times,
-    times,
-    st.floats(0, 10),
-    st.sampled_from(("boot 1", "boot 1", "boot 2")),
-    st.lists(readings_of_vms, max_size=3, unique_by=lambda v: v.uuid).map(tuple),
-)
+vms = st.lists(readings_of_vms, max_size=3, unique_by=lambda v: v.uuid).map(tuple)
+passing = st.tuples(st.floats(5, 20), st.floats(-1, 1), st.floats(0, 1), st.sampled_from(("boot 1",) * 5 + ("boot 2",)))
 
 
-@given(st.lists(readings, min_size=2, max_size=5))
-def test_no_rate_is_negative_whatever_happens(seen: list[Reading]) -> None:
-    for before, now in itertools.pairwise(seen):
+@given(st.lists(st.tuples(passing, vms), min_size=2, max_size=6))
+def test_no_rate_is_negative_whatever_counters_do(course: list[tuple[Any, Any]]) -> None:
+    """Most readings are a cycle apart, so that what they count is what decides."""
+    clock = wall = 1000.0
+    before: Reading | None = None
+    for (seconds, drift, took, boot), found in course:
+        clock, wall = clock + seconds, wall + seconds + drift
+        now = Reading(wall, clock, took, boot, found)
         for sample in used(before, now, LONGEST).samples:
             assert 0 < sample.seconds <= LONGEST
             values = [getattr(sample, name) for name in COUNTED]
             assert all(v is None or v >= 0 for v in values)
             assert all(v is None or v <= 1 for v in values[11:14])
+        before = now
+
+
+LOWER: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"cpu": 1}, ("cpu",)),
+    ({"vcpu_times": ((0, 1), (1, 1))}, ("cpu_busiest",)),
+    ({"steal": 1}, ("steal",)),
+    ({"disks": (DiskCounters("vda", 100, 100, 1, 10**6),)}, COUNTED[3:7]),
+    ({"nics": (NicCounters("tap0", 10**6, 10**6, 1000, 1),)}, COUNTED[7:11]),
+    ({"stalls": Stalls(10**6, 1, 10**6)}, ("stall_memory",)),
+    ({"hardware": Hardware(10**9, 1, 10**6)}, ("instructions",)),
+]
+
+
+@pytest.mark.parametrize(("changed", "gone"), LOWER)
+def test_a_counter_that_began_anew_is_a_gap_of_its_own(changed: dict[str, Any], gone: tuple[str, ...]) -> None:
+    sample = only(used(reading(0, A), reading(10, A._replace(**changed)), LONGEST))
+    assert {name for name in COUNTED if getattr(sample, name) is None} == set(gone)
+
+
+def test_a_stall_that_ended_now_and_began_before_is_not_more_than_all_the_time() -> None:
+    long = vm(stalls=Stalls(60 * 10**6, 10**6, 10**6))
+    assert only(used(reading(0, A), reading(10, long), LONGEST)).stall_cpu == 1
 
 
 steps = st.tuples(

@@ -31,7 +31,7 @@ def test_a_percentile_is_numpys(found: list[float], share: float) -> None:
 def test_statistics_are_numpys(found: list[tuple[float, float]]) -> None:
     numbers, weights = [v for v, _ in found], [w for _, w in found]
     mean, largest, p95 = statistics(numbers, weights)
-    close = {"rel": 1e-3, "abs": 1e-3}
+    close = {"rel": 5e-3, "abs": 1e-3}
     assert mean == pytest.approx(np.average(numbers, weights=weights), **close)
     assert largest == max(numbers)
     assert p95 == pytest.approx(np.percentile(numbers, 95), **close)
