@@ -16,6 +16,7 @@ from hvctl.model.allocation import DiskLimit, NicLimit, Record
 from hvctl.model.archive import Archive, Backing, Difference, Hardware, Placement, Room, Saved
 from hvctl.model.flows import Forgotten
 from hvctl.model.host import HostFacts
+from hvctl.model.meter import Reading
 from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Balloon, Nic, State, Vm, VmSpec
@@ -348,6 +349,26 @@ class Machine(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """What running VMs use, in counters. Reads only; keeps what it needs open until close()."""
+
+    def read(self) -> Reading:
+        """All active VMs in one look, sorted by name, each with what the host tells of it: complete in its VMs or an
+        error, never partial. While an earlier look has not ended, DeadlineError at once."""
+        ...
+
+    def dirty_rate(self, uuid: str, seconds: int) -> int:
+        """Bytes of guest RAM that are dirtied per second, found by looking at it for whole `seconds` (1 to 60).
+        RefusedError of a VM that does not run."""
+        ...
+
+    def lacks(self) -> tuple[str, ...]:
+        """What this machine cannot tell, each with the reason, in words; it is then None in every reading."""
+        ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """Everything one hypervisor offers, as the engine sees it."""
@@ -357,3 +378,4 @@ class Host:
     storage: Storage
     machine: Machine
     archives: Archives
+    meter: Meter

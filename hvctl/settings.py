@@ -35,6 +35,14 @@ class Settings:
     memory_margin: int = 32 << 20
     snapshot_budget: int | None = None
     audit_every: int = 50
+    collect_interval: float = 10.0
+    roll_up_interval: float = 300.0
+    recover_interval: float = 10.0
+    reconcile_interval: float = 300.0
+    forecast_interval: float = 300.0
+    retrain_interval: float = 86400.0
+    raw_hours: float = 48.0
+    rolled_days: float = 90.0
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -75,6 +83,26 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "memory_margin": parse_size,
     "snapshot_budget": parse_size,
     "audit_every": int,
+    "collect_interval": float,
+    "roll_up_interval": float,
+    "recover_interval": float,
+    "reconcile_interval": float,
+    "forecast_interval": float,
+    "retrain_interval": float,
+    "raw_hours": float,
+    "rolled_days": float,
+}
+
+# Seconds below which a job would do nothing but run, and hours and days without which nothing would be left.
+_SMALLEST = {
+    "collect_interval": 1.0,
+    "roll_up_interval": 10.0,
+    "recover_interval": 1.0,
+    "reconcile_interval": 10.0,
+    "forecast_interval": 10.0,
+    "retrain_interval": 60.0,
+    "raw_hours": 1.0,
+    "rolled_days": 1.0,
 }
 
 
@@ -88,8 +116,9 @@ def _value(name: str, raw: Any, origin: str) -> Any:
         raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number.") from e
     except UsageError as e:
         raise UsageError(f"setting {name} ({origin}): {e.message}", e.hint) from e
-    if isinstance(value, float) and not 0 <= value <= _LARGEST:
-        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number from 0 to {_LARGEST:g}.")
+    smallest = _SMALLEST.get(name, 0.0)
+    if isinstance(value, float) and not smallest <= value <= _LARGEST:
+        raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number from {smallest:g} to {_LARGEST:g}.")
     if isinstance(value, int) and not 0 <= value < 2**62:
         raise UsageError(f"setting {name} = {raw!r} ({origin}) is not a number that can be used.")
     if name.endswith("_dir") and (not Path(value).is_absolute() or not value.isprintable()):

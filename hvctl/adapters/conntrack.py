@@ -71,6 +71,18 @@ class Conntrack:
                         found.append(Flow(family, _name(attributes)))
         return found
 
+    def count(self, addresses: Iterable[str]) -> dict[str, int]:
+        """How many entries have each of the addresses at any of their ends; those with none are left out.
+        AbsentError if this kernel has no conntrack."""
+        counts: dict[str, int] = {}
+        names = {ip_address(a).packed: a for a in addresses}
+        for family, length in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
+            wanted = {p for p in names if len(p) == length}
+            for message in self._entries(family) if wanted else ():
+                for end in wanted & _ends(dict(_attributes(message[_FAMILY.size :]))):
+                    counts[names[end]] = counts.get(names[end], 0) + 1
+        return counts
+
     def _entries(self, family: int) -> Iterator[bytes]:
         try:
             yield from self._ask(_GET, _DUMP, family, b"")

@@ -50,6 +50,11 @@ class LibvirtDomains:
         self._settings = settings
         self._connection = Connection(settings.uri, settings.libvirt_deadline)
 
+    @property
+    def connection(self) -> Connection:
+        """What a meter looks through: a host is spoken to over one connection."""
+        return self._connection
+
     # --- what there is
 
     def facts(self) -> HostFacts:

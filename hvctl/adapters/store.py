@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 
 from hvctl.adapters import schema
 from hvctl.adapters.database import Database
+from hvctl.adapters.jobruns import JobRuns
 from hvctl.adapters.rows import (
     COUNTED,
     IS_OPEN,
@@ -29,6 +30,7 @@ from hvctl.adapters.rows import (
     read_steps,
     row_of,
 )
+from hvctl.adapters.samples import Samples
 from hvctl.adapters.tables import HOST, OPERATION, VM
 from hvctl.codec import dump, load
 from hvctl.errors import BusyError, HvctlError, NotFoundError
@@ -43,6 +45,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
+        self.samples = Samples(self._database)
+        self.jobs = JobRuns(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +197,13 @@ class Store:
         with self._database.transaction(write=False) as connection:
             row = connection.execute(query).first()
             return None if row is None else operation_from(row, read_steps(connection, row.id))
+
+    def closed_since(self, host: str, since: str) -> tuple[Operation, ...]:
+        """Operations that were closed at or after an RFC 3339 time, the oldest first."""
+        closed = select(*JOURNAL).where(OPERATION.c.host == host, OPERATION.c.closed_at >= since)
+        with self._database.transaction(write=False) as connection:
+            rows = connection.execute(closed.order_by(OPERATION.c.closed_at, OPERATION.c.id))
+            return tuple(operation_from(row) for row in rows)
 
     def open_operations(self, host: str) -> tuple[Operation, ...]:
         return self.operations(host, state=OpState.OPEN)

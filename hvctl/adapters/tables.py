@@ -12,6 +12,11 @@ from sqlmodel import Field, SQLModel
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
+def as_text(value: str) -> str:
+    """What a database makes of a text."""
+    return _NOT_TEXT.sub("\ufffd", value)
+
+
 class Words(TypeDecorator[str]):
     """Text that both databases take. Reasons and details may quote a guest or a command line: what is not Unicode,
     and the NUL that PostgreSQL has no place for, become U+FFFD instead of an operation that cannot be closed."""
@@ -20,7 +25,7 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else _NOT_TEXT.sub("\ufffd", value)
+        return None if value is None else as_text(value)
 
 
 Document = JSON(none_as_null=True)

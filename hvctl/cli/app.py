@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, operation, snapshot, vm
+from hvctl.cli import allocate, host, image, job, node, operation, snapshot, top, vm
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -23,11 +23,14 @@ app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(operation.app, name="operation")
 app.add_typer(host.app, name="host")
+app.add_typer(node.app, name="node")
+app.add_typer(job.app, name="job")
 app.add_typer(host.config, name="config")
 app.command("allocate")(allocate.allocate)
 app.command("reset")(snapshot.reset)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
+app.command("top")(top.top)
 
 
 def _version(wanted: bool) -> None:

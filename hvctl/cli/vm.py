@@ -308,3 +308,19 @@ def protect(
         result = verbs.protect(engine, vm, not off, dry_run=dry_run, key=options.key)
     render.outcome(options, result)
     pending(result, exit_code)
+
+
+@app.command("dirty-rate")
+def dirty_rate(
+    context: typer.Context,
+    vm: VmName,
+    seconds: Annotated[int, typer.Option(metavar="N", min=1, max=60, help="How long to look.")] = 1,
+) -> None:
+    """Measure how fast a running VM writes to its memory, which is what snapshots and resets of it cost."""
+    from hvctl.operations import collect
+
+    options = globals_of(context)
+    with options.engine() as engine:
+        data = collect.dirty_rate(engine, vm, seconds)
+    rate = format_size(int(data["dirty_bytes_per_second"]))
+    render.detail(options, "dirty_rate", data, [("vm", data["vm"]), ("dirtied", f"{rate}/s over {seconds} s")])

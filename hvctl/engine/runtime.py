@@ -25,6 +25,7 @@ def open_host(settings: Settings) -> Host:
         )
     from hvctl.adapters.archives import LocalArchives
     from hvctl.adapters.libvirt import LibvirtDomains
+    from hvctl.adapters.libvirt_meter import LibvirtMeter
     from hvctl.adapters.machine import QemuMachine
     from hvctl.adapters.storage import FolderStorage
     from hvctl.adapters.traffic import TrafficControl
@@ -37,6 +38,7 @@ def open_host(settings: Settings) -> Host:
         FolderStorage(settings, facts),
         QemuMachine(settings, facts, domains.document),
         LocalArchives(settings, facts),
+        LibvirtMeter(domains.connection, settings.libvirt_deadline, facts.boot_id),
     )
 
 
@@ -51,5 +53,6 @@ def open_engine(settings: Settings, progress: Progress = lambda _: None) -> Iter
             store.migrate()
             yield Engine(settings, host, store, progress)
     finally:
+        host.meter.close()
         host.machine.close()
         host.domains.close()

@@ -11,6 +11,7 @@ from hvctl.adapters.fake.archives import FakeArchives
 from hvctl.adapters.fake.domains import FakeDomains
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.machine import FakeMachine
+from hvctl.adapters.fake.meter import FakeMeter
 from hvctl.adapters.fake.network import FakeNetwork, FakeStorage
 from hvctl.adapters.fake.world import FakeWorld
 from hvctl.errors import UsageError
@@ -25,4 +26,6 @@ def open_fake(uri: str) -> Host:
     if not uri.startswith("fake://") or not path.is_absolute():
         raise UsageError(f"{uri!r} does not name a fake host.", "write it like fake:///path/to/state.json")
     file = WorldFile(path)
-    return Host(FakeDomains(file), FakeNetwork(file), FakeStorage(file), FakeMachine(file), FakeArchives(file))
+    return Host(
+        FakeDomains(file), FakeNetwork(file), FakeStorage(file), FakeMachine(file), FakeArchives(file), FakeMeter(file)
+    )

@@ -11,7 +11,7 @@ from hvctl.adapters.fake import agent, life
 from hvctl.adapters.fake.document import document, redefine
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import FakeVm, World
-from hvctl.errors import GuestError, RefusedError, UnreachableError
+from hvctl.errors import GuestError, RefusedError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, Disk, Nic, Region, State, Vm, VmSpec
@@ -79,8 +79,7 @@ class FakeDomains:
     @contextmanager
     def _call(self, name: str, uuid: str | None = None, *, looks: bool = False) -> Iterator[World]:
         with self._file.call(name, uuid, looks=looks) as world:
-            if world.libvirt_down:
-                raise UnreachableError("libvirt of the fake host does not answer.", "hvctl doctor")
+            world.libvirt_answers()
             yield world
 
     def facts(self) -> HostFacts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Tap, World
+from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Tap, Used, World
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Process, State
 
@@ -32,6 +32,7 @@ def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
     vm.online = [True] * vm.config.vcpus
     vm.dead, vm.agent_gap, vm.exits, vm.greeted = False, 0, {}, False
     vm.tracking, vm.prepared = None, {}
+    vm.used, vm.started = Used(), world.seconds or 0.0
     for nic in vm.nics:
         if nic.tap:
             world.taps[nic.tap] = Tap(vm.uuid)

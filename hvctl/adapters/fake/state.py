@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hvctl.errors import NotFoundError
+from hvctl.errors import NotFoundError, UnreachableError
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Range
@@ -81,6 +81,24 @@ class Behaviour:
 
 
 @dataclass(slots=True)
+class Used:
+    """What the counters of a QEMU process say; cpu and steal in nanoseconds, those of devices for each of them. dirty
+    are bytes of RAM that a measurement of dirtied pages finds."""
+
+    cpu: int = 0
+    steal: int = 0
+    reads: int = 0
+    writes: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_packets: int = 0
+    tx_packets: int = 0
+    dirty: int = 0
+
+
+@dataclass(slots=True)
 class FakeVm:
     """One domain with its QEMU process and guest. config is the persistent definition, live what is in force.
 
@@ -131,6 +149,8 @@ class FakeVm:
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
     exits: dict[int, Exec] = field(default_factory=dict)
+    used: Used = field(default_factory=Used)
+    started: float = 0.0
 
     @property
     def allocation(self) -> Allocation:
@@ -184,12 +204,17 @@ def _facts() -> HostFacts:
 @dataclass(slots=True)
 class World:
     """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots; flows are
-    the two addresses of each tracked connection, None on a kernel that tracks none."""
+    the two addresses of each tracked connection, None on a kernel that tracks none. seconds and wall are what its
+    steady clock and its wall clock show, None where they are those of this machine; slow is how many seconds a look at
+    the counters takes."""
 
     facts: HostFacts = field(default_factory=_facts)
     clock: int = 1000
     room: int = 16 << 30
     libvirt_down: bool = False
+    seconds: float | None = None
+    wall: float | None = None
+    slow: float = 0.0
     vms: dict[str, FakeVm] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
@@ -197,6 +222,11 @@ class World:
     ifbs: dict[str, Ifb] = field(default_factory=dict)
     flows: list[list[str]] | None = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
+
+    def libvirt_answers(self) -> None:
+        """UnreachableError unless it does."""
+        if self.libvirt_down:
+            raise UnreachableError("libvirt of the fake host does not answer.", "hvctl doctor")
 
     def tick(self) -> int:
         self.clock += 1

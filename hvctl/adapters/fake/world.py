@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from hvctl.adapters.fake import life
 from hvctl.adapters.fake.domains import set_allocation
 from hvctl.adapters.fake.file import WorldFile
-from hvctl.adapters.fake.state import Behaviour, FakeVm, File, Script, Tap, World
+from hvctl.adapters.fake.state import Behaviour, FakeVm, File, Script, Tap, Used, World
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Allocation, DiskLimit, Record
 from hvctl.model.vm import Accel, Disk, Nic, State
@@ -88,6 +88,20 @@ class FakeWorld:
             if running:
                 life.boot(world, vm)
         return uuid
+
+    def add_vms(self, names: Iterable[str]) -> None:
+        """Many running VMs at once: each has a disk and a NIC."""
+        with self._file.change() as world:
+            for name in names:
+                uuid = str(uuids.uuid4())
+                folder = f"/fake/vms/{uuid}"
+                disk = Disk("vda", "data", f"{folder}/data.qcow2", "qcow2", True, "node-vda")
+                nic = Nic(f"52:54:00:{uuid[:2]}:{uuid[2:4]}:00", "virtio", "br0", f"hv{uuid[:8]}-0")
+                allocation = Allocation(1, 256 * MIB, disks=(DiskLimit("vda"),))
+                vm = FakeVm(uuid, name, folder, allocation, 4, 1024 * MIB, disks=[disk], nics=[nic])
+                world.vms[uuid] = vm
+                world.files[str(disk.path)] = File()
+                life.boot(world, vm)
 
     def spoil(self, vm: str, word: str = "spoiled") -> None:
         """The running guest works: other RAM, other device state and other content of every disk."""
@@ -216,6 +230,27 @@ class FakeWorld:
         """Everything in a folder of the host."""
         with self._file.change() as world:
             world.files = {p: f for p, f in world.files.items() if not p.startswith(f"{folder}/")}
+
+    def work(self, vm: str, **used: int) -> None:
+        """A running VM uses so much more: fields of Used."""
+        with self._file.change() as world:
+            counters = world.vm(vm).used
+            for name, more in used.items():
+                setattr(counters, name, getattr(counters, name) + more)
+
+    def set_used(self, vm: str, used: Used) -> None:
+        with self._file.change() as world:
+            world.vm(vm).used = used
+
+    def pass_time(self, seconds: float, jump: float = 0.0) -> None:
+        """Both clocks go on, from a start of the world's own; the wall clock jumps in addition."""
+        with self._file.change() as world:
+            world.seconds = (1000.0 if world.seconds is None else world.seconds) + seconds
+            world.wall = (1_800_000_000.0 if world.wall is None else world.wall) + seconds + jump
+
+    def set_slow(self, seconds: float) -> None:
+        with self._file.change() as world:
+            world.slow = seconds
 
     def set_room(self, room: int) -> None:
         with self._file.change() as world:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hvctl.adapters.hostpaths import HOST, HostPaths
 from hvctl.adapters.probes import (
     cgroups,
+    counters,
     database,
     dirtypages,
     hypervisor,
@@ -46,6 +47,7 @@ PROBES: dict[str, Probe] = {
     "userfaultfd": Probe(lambda _, paths: dirtypages.userfaultfd(paths)),
     "soft-dirty": Probe(lambda _, paths: dirtypages.soft_dirty(paths)),
     "psi": Probe(lambda _, paths: pressure.probe(paths)),
+    "hardware-counters": Probe(lambda *_: counters.probe()),
     "database": Probe(lambda settings, _: database.probe(settings), 15.0),
     "permissions": Probe(permissions.probe),
 }

@@ -1,0 +1,1 @@
+"""What a node does by itself, and the daemon that does it."""
