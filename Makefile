@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset picture clean
+.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-forecast picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -44,6 +44,10 @@ bench-allocate: setup host
 bench-reset: setup host
 	$(BIN)/hvctl image build debian
 	$(BIN)/python bench/reset.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# Models against rules on VM traces: DATA is a file or a folder of series, SPLIT as in 60/15/25@66/78.
+bench-forecast: setup
+	$(BIN)/python bench/forecast.py $(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT))
 
 # Draws docs/terminal.svg from a real run.
 picture: setup host

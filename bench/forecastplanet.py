@@ -1,0 +1,91 @@
+"""Another fleet: PlanetLab's CPU records. Trained there, and with models that have never seen it, where the arbiter has
+to notice that a rule is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from forecastcases import hourly
+from forecastlab import Part, Q, key_of, online, part, raw, shift_of
+from forecastmodels import Taught, teach
+
+from hvctl.forecasting.arbiter import Standing, learn
+from hvctl.forecasting.lessons import drawn
+from hvctl.forecasting.rulebook import Rulebook, composite
+from hvctl.forecasting.score import gain_interval, pinball
+from hvctl.forecasting.series import F32, FLOOR, Series
+
+ROWS: Final = 60_000
+SLOTS: Final = 288
+
+
+def planet(series: Series, models: Taught, say: Callable[[str], None]) -> tuple[float, list[dict[str, Any]]]:
+    """The arbiter's regret, and the rows. Names are VM@DAY: rules are tuned on the first day; the second to the fourth
+    day teach the models that are trained there, on a part of the machines; the others' last days are the test."""
+    days = np.array([v.rpartition("@")[2] for v in series.vms])
+    machine = np.array([v.rpartition("@")[0] for v in series.vms])
+    order = np.unique(days)
+    held = np.array([hash_of(m) % 2 == 0 for m in machine])
+    tuning = np.flatnonzero(days == order[0])
+    test = np.flatnonzero(np.isin(days, order[3:]) & held)
+    teaching = np.flatnonzero(np.isin(days, order[1:3]) & ~held)
+    key, floor = key_of("cpu", "peak60", Q), FLOOR["cpu"]
+    c = part(series, "cpu", "peak60", hourly(tuning, 12, SLOTS, 12, 5, 24))
+    t = part(series, "cpu", "peak60", hourly(test, 12, SLOTS, 12, 6, 24))
+    book = Rulebook({key: composite(c.actual, c.rules, Q, c.scale, c.known, floor, c.cases.history)})
+    rule = book.answer(key, t.rules, t.cases.history, t.known, floor)
+    rows = []
+
+    def line(case: str, told: F32, **more: Any) -> float:
+        loss, other = (pinball(t.actual, f, Q, t.scale) for f in (told, rule))
+        ratio = float(loss.mean() / other.mean())
+        rows.append(
+            {
+                "case": case,
+                "resource": "cpu",
+                "target": "peak60",
+                "cases": len(t.cases),
+                "pinball": float(loss.mean()),
+                "gain_composite": 1 - ratio,
+                "gain_composite_interval": gain_interval(loss, other, t.cases.vm),
+                "coverage": float((t.actual <= told).mean()),
+                **more,
+            }
+        )
+        say(f"planetlab, {case}: {1 - ratio:+.1%} against the composite, coverage {rows[-1]['coverage']:.3f}")
+        return ratio - 1
+
+    foreign = online(t, raw(models, key, t), len(series.vms), 0.0)
+    line("planetlab, foreign model alone", foreign)
+    told, final = arbitrate(t, days, foreign, rule)
+    regret = line("planetlab, arbiter between foreign model and rules", told, model_answers=final.model, why=final.reason)
+    own = teach(series, drawn(teaching, 0, SLOTS, ROWS), lambda _: None, (Q,))
+    calibrated = shift_of(c, raw(own, key, c), Q)
+    line("planetlab, trained there", online(t, raw(own, key, t), len(series.vms), calibrated))
+    return regret, rows
+
+
+def hash_of(name: str) -> int:
+    return sum(name.encode()) * 2654435761 % 2**32 >> 7
+
+
+def arbitrate(t: Part, days: Any, model: F32, rule: F32) -> tuple[F32, Standing]:
+    """Day after day and hour after hour; an outcome counts once it is complete, in the hour after its end."""
+    day = np.unique(days, return_inverse=True)[1][t.cases.vm] * SLOTS
+    asked = (day + t.cases.cut) // 12
+    known = -(-(day + t.cases.cut + t.cases.gap + t.cases.horizon) // 12)
+    losses = [pinball(t.actual, f, Q, t.scale) for f in (model, rule)]
+    told = np.empty_like(rule)
+    standing = Standing()
+    vms: set[int] = set()
+    for hour in np.unique(np.concatenate([asked, known])):
+        past = known == hour
+        if past.any():
+            vms |= set(t.cases.vm[past].tolist())
+            means = (float(loss[past].mean()) for loss in losses)
+            standing = learn(standing, *means, int(past.sum()), len(vms))
+        now = asked == hour
+        told[now] = (model if standing.model else rule)[now]
+    return told, standing
