@@ -47,7 +47,7 @@ bench-reset: setup host
 
 # Models against rules on VM traces: DATA is a file or a folder of series, SPLIT as in 60/15/25@66/78.
 bench-forecast: setup
-	$(BIN)/python bench/forecast.py $(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT))
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/forecast.py $(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT))
 
 # Draws docs/terminal.svg from a real run.
 picture: setup host

@@ -9,21 +9,19 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # one core, and the same sums in the same order
-
 import numpy as np
-from forecastcases import DAY, Split, split
-from forecastlab import Q, TARGETS, Verdict, judge
+from forecastlab import TARGETS, Verdict, judge
 from forecastmodels import Taught, shipped, teach
 from forecastplanet import planet
 from report import say, write
 
 from hvctl.adapters.seriesfile import read
-from hvctl.errors import HvctlError
+from hvctl.errors import HvctlError, UsageError
 from hvctl.forecasting.features import FEATURES, features
 from hvctl.forecasting.lessons import drawn
 from hvctl.forecasting.series import RESOURCES, Cases, Series
+from hvctl.forecasting.trial import DAY, split
+from hvctl.forecasting.trial import QUANTILE as Q
 
 SPLIT: Final = "60/15/25@66/78"
 ROWS: Final = 160_000
@@ -41,6 +39,17 @@ def traces(given: str | None) -> Path:
         main = Path(git.read_text().removeprefix("gitdir:").strip()).parents[2]
         near.append(main.parent / "shared" / "traces")
     return next((p for p in near if p.is_dir()), near[0])
+
+
+def shares(text: str) -> tuple[tuple[float, float, float], tuple[float, float]]:
+    """VMs for training/calibration/test @ the time at which training/calibration end, in percent: 60/15/25@66/78."""
+    try:
+        (a, b, c), (d, e) = ([float(n) for n in part.split("/")] for part in text.split("@"))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no split.", "write shares of VMs and days, as in 60/15/25@66/78") from error
+    if min(a, b, c) < 0 or a + b + c > 100 or not 0 <= d < e < 100:
+        raise UsageError(f"{text!r} is no split.", "write shares of VMs and days, as in 60/15/25@66/78")
+    return (a, b, c), (d, e)
 
 
 def seconds_10k(series: Series, models: Taught) -> tuple[float, list[dict[str, Any]]]:
@@ -98,11 +107,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="training cases")
     parser.add_argument("--shipped", action="store_true", help="judge the shipped models instead of training")
     options = parser.parse_args()
+    # Every figure is of one core, whatever the libraries would use.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     place = traces(options.data)
     file = place / "bitbrains_rnd.parquet" if place.is_dir() else place
     series = read(file)
-    sp: Split = split(series, options.split)
-    say(f"{file.name}: {len(series.vms)} VMs, {series.slots / DAY:.1f} days; {len(sp.train)} train, test {len(sp.test)}")
+    sp = split(series, *shares(options.split))
+    say(
+        f"{file.name}: {len(series.vms)} VMs, {series.slots / DAY:.1f} days; {len(sp.train)} train, test {len(sp.test)}"
+    )
     if options.shipped or not len(sp.train):
         models = shipped()
     else:

@@ -5,78 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
-from forecastcases import HISTORY_NAMES, Split, hourly
 
-from hvctl.adapters.boosters import Silence
-from hvctl.forecasting.lessons import HISTORIES, measured, scales
-from hvctl.forecasting.margin import Known, OnlineMargin, capped, covering, follow, quantile_of
-from hvctl.forecasting.features import Features, features
+from hvctl.forecasting.forecast import Models
+from hvctl.forecasting.lessons import HISTORIES
+from hvctl.forecasting.margin import covering
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite, thriftiest
-from hvctl.forecasting.rules import rules
 from hvctl.forecasting.score import gain_interval, pinball, score
-from hvctl.forecasting.series import F32, FLOOR, Cases, Series, outcomes
+from hvctl.forecasting.series import F32, FLOOR, Series
+from hvctl.forecasting.trial import QUANTILE as Q
+from hvctl.forecasting.trial import Part, Split, hourly, online, part, raw, shift_of
 
-Q: Final = 0.95
+HISTORY_NAMES: Final = {12: "1 h", 72: "6 h", 288: "1 day", 2016: "7 days"}
 TARGETS: Final = {"peak60": (True, 12), "mean60": (False, 12), "peak30": (True, 6), "mean30": (False, 6)}
-PATIENCE: Final = 600.0
-
-
-class Predictor(Protocol):
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Cases of one resource and target with everything that anybody says about them."""
-
-    cases: Cases
-    actual: F32
-    scale: F32
-    known: Known
-    made: Features
-    rules: Mapping[str, F32]
-
-    def take(self, rows: Any) -> Part:
-        made = Features(self.made.x[rows], self.made.base[rows], self.made.floor[rows])
-        found = {n: v[rows] for n, v in self.rules.items()}
-        return Part(self.cases.take(rows), self.actual[rows], self.scale[rows], self.known.take(rows), made, found)
 
 
 def key_of(resource: str, target: str, quantile: float) -> str:
     return f"{resource}-{'peak' if TARGETS[target][0] else 'mean'}-{quantile:g}"
-
-
-def part(series: Series, resource: str, target: str, cases: Cases) -> Part:
-    peak, _ = TARGETS[target]
-    cases = measured(series, resource, cases)
-    actual = outcomes(series, resource, cases)[0 if peak else 1]
-    found = rules(series, resource, cases, peak=peak)
-    made = features(series, resource, cases)
-    seen = Known(series.size(resource)[cases.vm], found["max_7d"])
-    return Part(cases, actual, scales(series, resource)[cases.vm], seen, made, found)
-
-
-def raw(models: Predictor, key: str, p: Part) -> F32:
-    """The model's own quantile, without any margin."""
-    said = models.predict(key, p.made.x, PATIENCE)
-    if isinstance(said, Silence):
-        raise RuntimeError(said.reason)
-    return capped(p.made.value(said), p.known.size)
-
-
-def shift_of(p: Part, forecast: F32, quantile: float) -> float:
-    """By how much (logarithm) the calibration part is missed; never less than 0."""
-    missing = np.log((p.actual + p.made.floor) / (forecast + p.made.floor))
-    return max(0.0, quantile_of(missing, np.ones_like(missing), quantile))
-
-
-def online(p: Part, forecast: F32, vms: int, shift: float, quantile: float = Q) -> F32:
-    ends = p.cases.cut + p.cases.gap + p.cases.horizon
-    margin = OnlineMargin(vms, quantile, shift)
-    return follow(margin, p.cases.vm, p.cases.cut, ends, forecast, p.actual, p.made.floor, p.known.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +43,14 @@ class Verdict:
     by_history: list[dict[str, Any]]
 
 
-def judge(series: Series, sp: Split, resource: str, target: str, models: Predictor) -> Verdict:
+def judge(series: Series, sp: Split, resource: str, target: str, models: Models) -> Verdict:
     """Margins come from the calibration VMs and days. The test VMs' own past before the test (never their future)
     warms up the online margins, of both sides; of each opponent the better of fixed and online margin counts."""
-    horizon = TARGETS[target][1]
+    peak, horizon = TARGETS[target]
     every = 12 if target == "peak60" else 24
     floor, key = FLOOR[resource], key_of(resource, target, Q)
-    c = part(series, resource, target, hourly(sp.calibration, sp.train_end, sp.calibration_end, horizon, 7, every))
-    whole = part(series, resource, target, hourly(sp.test, sp.train_end, sp.end, horizon, 8, every))
+    c = part(series, resource, hourly(sp.calibration, sp.train_end, sp.calibration_end, horizon, 7, every), peak=peak)
+    whole = part(series, resource, hourly(sp.test, sp.train_end, sp.end, horizon, 8, every), peak=peak)
     rows = np.flatnonzero(whole.cases.cut >= sp.calibration_end)
     t = whole.take(rows)
     vms = len(series.vms)
@@ -120,7 +67,9 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Predict
         return pinball(t.actual, forecast, Q, t.scale)
 
     rule = min(both(chosen.margin.apply(whole.rules[chosen.rule], whole.known, floor)), key=lambda f: loss(f).mean())
-    mixed = min(both(book.answer(key, whole.rules, whole.cases.history, whole.known, floor)), key=lambda f: loss(f).mean())
+    mixed = min(
+        both(book.answer(key, whole.rules, whole.cases.history, whole.known, floor)), key=lambda f: loss(f).mean()
+    )
     spare = both(thrifty.margin.apply(whole.rules[thrifty.rule], whole.known, floor))
     reserved = min(covering(t.actual, f, Q, t.scale, t.known, floor)[1] for f in spare)
 
@@ -157,7 +106,9 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Predict
     lines = by_history(t, ours, rule, mixed, resource, target)
     others = baselines(c, t, floor, resource, target)
     row["gain_hindsight"] = 1 - s.pinball / min(x["pinball"] for x in others)
-    return Verdict(gain, against, 1 - needed / reserved, s.coverage, s.vm_coverage_p10, choices, chosen, shift, row, others, lines)
+    return Verdict(
+        gain, against, 1 - needed / reserved, s.coverage, s.vm_coverage_p10, choices, chosen, shift, row, others, lines
+    )
 
 
 def by_history(t: Part, ours: F32, rule: F32, mixed: F32, resource: str, target: str) -> list[dict[str, Any]]:

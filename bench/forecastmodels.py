@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from hvctl.adapters.boosters import Boosters, Silence, load
+from hvctl.adapters.boosters import Boosters, Silence
 from hvctl.adapters.boostertraining import Lesson, train
-from hvctl.adapters.modelstore import SHIPPED, ModelStore, write_set
+from hvctl.adapters.modelstore import SHIPPED, ModelStore
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PRICING, QUANTILES, TARGETS, material, parameters
 from hvctl.forecasting.series import F32, RESOURCES, Cases, Series
@@ -24,6 +22,7 @@ class Taught:
     boosters: Boosters
     seconds: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
         return self.boosters.predict(key, x, seconds)
@@ -57,6 +56,5 @@ def teach(series: Series, cases: Cases, say: Callable[[str], None], quantiles: t
     trained = train(features, lessons, progress=say)
     seconds = time.perf_counter() - began
     card = ModelCard("benchmark", "", "", len(series.vms), 0.0, len(cases), feature_hash(), len(FEATURES), {}, {})
-    with tempfile.TemporaryDirectory(prefix="hvctl-bench-") as name:
-        whole = write_set(Path(name), card, {k: t.text for k, t in trained.items()})
-        return Taught(load(whole, Path(name)), seconds, {k: len(t.text) for k, t in trained.items()})
+    texts = {key: t.text for key, t in trained.items()}
+    return Taught(Boosters.of(card, texts), seconds, {k: len(t) for k, t in texts.items()}, texts)

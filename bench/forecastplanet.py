@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from forecastcases import hourly
-from forecastlab import Part, Q, key_of, online, part, raw, shift_of
+from forecastlab import key_of
 from forecastmodels import Taught, teach
 
 from hvctl.forecasting.arbiter import Standing, learn
@@ -16,6 +15,8 @@ from hvctl.forecasting.lessons import drawn
 from hvctl.forecasting.rulebook import Rulebook, composite
 from hvctl.forecasting.score import gain_interval, pinball
 from hvctl.forecasting.series import F32, FLOOR, Series
+from hvctl.forecasting.trial import QUANTILE as Q
+from hvctl.forecasting.trial import Part, hourly, online, part, raw, shift_of
 
 ROWS: Final = 60_000
 SLOTS: Final = 288
@@ -32,8 +33,8 @@ def planet(series: Series, models: Taught, say: Callable[[str], None]) -> tuple[
     test = np.flatnonzero(np.isin(days, order[3:]) & held)
     teaching = np.flatnonzero(np.isin(days, order[1:3]) & ~held)
     key, floor = key_of("cpu", "peak60", Q), FLOOR["cpu"]
-    c = part(series, "cpu", "peak60", hourly(tuning, 12, SLOTS, 12, 5, 24))
-    t = part(series, "cpu", "peak60", hourly(test, 12, SLOTS, 12, 6, 24))
+    c = part(series, "cpu", hourly(tuning, 12, SLOTS, 12, 5, 24), peak=True)
+    t = part(series, "cpu", hourly(test, 12, SLOTS, 12, 6, 24), peak=True)
     book = Rulebook({key: composite(c.actual, c.rules, Q, c.scale, c.known, floor, c.cases.history)})
     rule = book.answer(key, t.rules, t.cases.history, t.known, floor)
     rows = []
@@ -54,13 +55,15 @@ def planet(series: Series, models: Taught, say: Callable[[str], None]) -> tuple[
                 **more,
             }
         )
-        say(f"planetlab, {case}: {1 - ratio:+.1%} against the composite, coverage {rows[-1]['coverage']:.3f}")
+        say(f"{case}: {1 - ratio:+.1%} against the composite, coverage {rows[-1]['coverage']:.3f}")
         return ratio - 1
 
     foreign = online(t, raw(models, key, t), len(series.vms), 0.0)
     line("planetlab, foreign model alone", foreign)
     told, final = arbitrate(t, days, foreign, rule)
-    regret = line("planetlab, arbiter between foreign model and rules", told, model_answers=final.model, why=final.reason)
+    regret = line(
+        "planetlab, arbiter between foreign model and rules", told, model_answers=final.model, why=final.reason
+    )
     own = teach(series, drawn(teaching, 0, SLOTS, ROWS), lambda _: None, (Q,))
     calibrated = shift_of(c, raw(own, key, c), Q)
     line("planetlab, trained there", online(t, raw(own, key, t), len(series.vms), calibrated))

@@ -26,7 +26,14 @@ _ALWAYS: Final[dict[str, Any]] = {
 _FIRST: Final[dict[str, Any]] = {"learning_rate": 0.15, "num_leaves": 15}
 _FIRST_TREES: Final = 30
 # The file loads without these, which are two fifths of it and serve no prediction.
-_UNUSED: Final = ("tree_sizes=", "leaf_weight=", "leaf_count=", "internal_value=", "internal_weight=", "internal_count=")
+_UNUSED: Final = (
+    "tree_sizes=",
+    "leaf_weight=",
+    "leaf_count=",
+    "internal_value=",
+    "internal_weight=",
+    "internal_count=",
+)
 
 
 def main(folder: Path) -> None:

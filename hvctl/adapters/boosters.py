@@ -41,6 +41,11 @@ class Boosters:
         self._models = models
         self._busy = threading.Lock()
 
+    @classmethod
+    def of(cls, card: ModelCard, texts: Mapping[str, str]) -> Boosters:
+        """Of models that were trained just now, before they have files."""
+        return cls(card, {key: _booster(key, text.encode()) for key, text in texts.items()})
+
     def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
         """[rows]: the logarithmic ratio to each row's base. seconds is the whole time that the caller waits."""
         model = self._models.get(key)
@@ -93,7 +98,8 @@ def load(card: ModelCard, folder: Path) -> Boosters:
     """RefusedError for another list of features, and for a file that is missing, changed, or no model."""
     if card.features != feature_hash():
         raise RefusedError(
-            f"the model {card.id} was trained on other features than this hvctl computes.", "train it: hvctl model train"
+            f"the model {card.id} was trained on other features than this hvctl computes.",
+            "train it: hvctl model train",
         )
     texts = {}
     for key, wanted in card.files.items():
@@ -114,7 +120,7 @@ def _booster(key: str, text: bytes) -> lightgbm.Booster:
     import lightgbm
 
     try:
-        model = lightgbm.Booster(params={"verbosity": -1, "num_threads": 1}, model_str=text.decode())
+        model = lightgbm.Booster(model_str=text.decode())
     except (lightgbm.basic.LightGBMError, ValueError) as e:
         raise RefusedError(f"the model {key} is none that LightGBM reads.", "train it: hvctl model train") from e
     if tuple(model.feature_name()) != FEATURES:

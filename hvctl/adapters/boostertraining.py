@@ -106,7 +106,9 @@ def _child(folder: Path, seconds: float, memory: int, progress: Callable[[str], 
         if child.stdout is not None:
             child.stdout.close()
     if late.is_set():
-        raise DeadlineError(f"the training was not done after {seconds:g} s and was ended.", "give it fewer days of data")
+        raise DeadlineError(
+            f"the training was not done after {seconds:g} s and was ended.", "give it fewer days of data"
+        )
     if status:
         last = (folder / "stderr").read_text(errors="replace").strip().splitlines()
         raise HvctlError(

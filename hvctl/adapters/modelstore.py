@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,7 @@ class ModelStore:
     def __init__(self, settings: Settings) -> None:
         self._folder = Path(settings.state_dir) / "models"
 
-    def list(self) -> tuple[ModelCard, ...]:
+    def cards(self) -> tuple[ModelCard, ...]:
         """The shipped one first, then by the time of their making."""
         found = [self.card(SHIPPED)] if (shipped_folder() / _CARD).is_file() else []
         own = []
@@ -104,13 +105,14 @@ class ModelStore:
             self._write([*order, name][-10:])
         return order[-1]
 
-    def rollback(self) -> str:
+    def rollback(self, *, dry_run: bool = False) -> str:
         """Use the one that was in use before; RefusedError if there is none. Its name."""
         order = self._order()
         if len(order) < 2:
             raise RefusedError("there is no model to go back to.", "hvctl model list")
         self.open(order[-2])
-        self._write(order[:-1])
+        if not dry_run:
+            self._write(order[:-1])
         return order[-2]
 
     def _order(self) -> list[str]:
@@ -128,8 +130,6 @@ class ModelStore:
 
 def write_set(folder: Path, card: ModelCard, texts: Mapping[str, str]) -> ModelCard:
     """The files and their card in a folder that is there already."""
-    from dataclasses import replace
-
     whole = replace(card, files={key: digest(text.encode()) for key, text in sorted(texts.items())})
     for key, text in texts.items():
         replace_file(folder / f"{key}.txt", text, mode=0o644)

@@ -23,7 +23,12 @@ COLUMNS: Final[Mapping[str, tuple[tuple[str, ...], float]]] = {
     "network": (("net_rx_kbs", "net_tx_kbs"), 0.008),
     "iops": (("iops",), 1.0),
 }
-SIZES: Final[Mapping[str, str]] = {"cpu": "cores", "memory": "mem_cap_mb", "disk": "disk_cap_kbs", "network": "net_cap_kbs"}
+SIZES: Final[Mapping[str, str]] = {
+    "cpu": "cores",
+    "memory": "mem_cap_mb",
+    "disk": "disk_cap_kbs",
+    "network": "net_cap_kbs",
+}
 _CELLS: Final = 1 << 30
 _HINT: Final = "columns: vm, slot (of 5 minutes), cores, mem_cap_mb, cpu_cores, mem_active_mb, disk_*_kbs, net_*_kbs"
 

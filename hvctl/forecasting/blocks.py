@@ -62,9 +62,7 @@ def windows(series: Series, resource: str, cases: Cases, chunk: int = 8192) -> I
         chosen = np.flatnonzero(cases.cut % SLOTS == phase)
         last = int(cases.cut[chosen].max())
         first = max(0, (int(cases.cut[chosen].min()) - WEEK * SLOTS - phase) // SLOTS) * SLOTS + int(phase)
-        peaks, means = (
-            _padded(s, WEEK) for s in summarise(values[:, first : max(first, last)], 0)
-        )
+        peaks, means = (_padded(s, WEEK) for s in summarise(values[:, first : max(first, last)], 0))
         seen = _padded(values[:, max(0, first - RECENT) : last], RECENT + max(0, RECENT - first))
         shift = max(0, first - RECENT) - RECENT - max(0, RECENT - first)
         for at in range(0, len(chosen), chunk):

@@ -80,11 +80,11 @@ class Features:
     floor: F32
 
     def ratio(self, y: F32) -> F32:
-        return np.log((y + self.floor) / (self.base + self.floor))
+        return np.asarray(np.log((y + self.floor) / (self.base + self.floor)), np.float32)
 
     def value(self, ratio: F32) -> F32:
         """The inverse of `ratio`, never below 0."""
-        return np.maximum(np.exp(ratio) * (self.base + self.floor) - self.floor, 0).astype(np.float32)
+        return np.asarray(np.maximum(np.exp(ratio) * (self.base + self.floor) - self.floor, 0), np.float32)
 
 
 def features(series: Series, resource: str, cases: Cases) -> Features:
@@ -118,9 +118,9 @@ def _levels(ordered: F32, levels: tuple[float, ...]) -> F32:
 
 def _chunk(series: Series, resource: str, window: Window) -> tuple[F32, F32, F32]:
     base, floor = base_of(window, FLOOR[resource])
-    scale = 1 / (base + floor)
-    scaled = _Scaled(window, scale, floor * scale)
-    ratios = {
+    scale = np.asarray(1 / (base + floor), np.float32)
+    scaled = _Scaled(window, scale, np.asarray(floor * scale, np.float32))
+    ratios: dict[str, F32] = {
         **_hour(scaled),
         **_spans(scaled),
         **_quantiles(scaled),
@@ -163,7 +163,7 @@ def _hour(w: _Scaled) -> dict[str, F32]:
         "max_1h": np.fmax.reduce(w.recent, axis=1),
         "mean_1h": mean,
         "min_1h": np.fmin.reduce(w.recent, axis=1),
-        "spread_1h": np.sqrt(_mean((w.recent - mean[:, None]) ** 2)),
+        "spread_1h": np.sqrt(_mean(np.square(w.recent - mean[:, None]))),
         "first_half": _mean(w.recent[:, :6]),
         "second_half": _mean(w.recent[:, 6:]),
     }
@@ -205,11 +205,11 @@ def _clock(w: _Scaled) -> dict[str, F32]:
     peak = np.where(seen, w.aims[rows, at], np.nan)
     before = np.maximum(at - 1, 0)
     mean = np.where(w.long, (w.means[rows, at] + w.means[rows, before]) / 2, w.means[rows, at])
-    mean = np.where(seen, mean, np.nan)
+    mean = np.where(seen, mean, np.float32(np.nan))
     near = [w.peaks[rows, np.clip(ends + i, 0, WEEK - 1)] for i in range(-3, 3)]
     wide = np.where(seen, np.fmax.reduce(np.stack(near), axis=0), np.nan)
     past = np.clip(WEEK - 1 - DAY * np.array(_DAYS[:-1]), 0, WEEK - 1)
-    then = (w.means[:, past] + w.means[:, past - 1]) / 2
+    then: F32 = (w.means[:, past] + w.means[:, past - 1]) / 2
     return {
         **{f"clock_peak_{d}": peak[:, d - 1] for d in _DAYS},
         "clock_mean_1": mean[:, 0],

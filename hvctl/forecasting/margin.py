@@ -93,7 +93,7 @@ def _candidates(
 
 def tune(actual: F32, forecast: F32, quantile: float, scale: F32, known: Known, floor: float) -> tuple[Margin, float]:
     """The margin, of all kinds, with the lowest pinball loss (in units of scale), and that loss."""
-    found = _candidates(actual, forecast, quantile, 1 / scale, known, floor, priced=True)
+    found = _candidates(actual, forecast, quantile, np.float32(1) / scale, known, floor, priced=True)
     losses = (pinball(actual, m.apply(forecast, known, floor), quantile, scale) for m in found)
     return min(
         ((m, float(np.mean(x, dtype=np.float64))) for m, x in zip(found, losses, strict=True)), key=lambda f: f[1]
@@ -104,7 +104,7 @@ def covering(
     actual: F32, forecast: F32, coverage: float, scale: F32, known: Known, floor: float
 ) -> tuple[Margin, float]:
     """The margin with exactly this coverage that reserves least, and what it reserves (mean, in units of scale)."""
-    found = _candidates(actual, forecast, coverage, 1 / scale, known, floor, priced=False)
+    found = _candidates(actual, forecast, coverage, np.float32(1) / scale, known, floor, priced=False)
     reserved = ((m, float(np.mean(m.apply(forecast, known, floor) / scale, dtype=np.float64))) for m in found)
     return min(reserved, key=lambda f: f[1])
 
@@ -146,7 +146,15 @@ class OnlineMargin:
 
 
 def follow(
-    margin: OnlineMargin, vm: I64, cut: I64, ends: I64, forecast: F32, actual: F32, floor: F32, size: F32, every: int = 12
+    margin: OnlineMargin,
+    vm: I64,
+    cut: I64,
+    ends: I64,
+    forecast: F32,
+    actual: F32,
+    floor: F32,
+    size: F32,
+    every: int = 12,
 ) -> F32:
     """What a fleet would have been told, hour by hour: each forecast with the margin of its time, which has learned
     only from outcomes that were complete by then. cut and ends (of the outcome) are slots; the order is free."""
@@ -161,6 +169,8 @@ def follow(
         known = done + int(np.searchsorted(ends[due[done:]], hour[rows[0]] * every, side="right"))
         past, done = due[done:known], known
         # Every outcome that is complete by now was asked about in an earlier hour, so it has been told.
-        margin.learn(vm[past], np.where(np.isfinite(actual[past]), actual[past] > told[past], np.nan).astype(np.float32))
+        margin.learn(
+            vm[past], np.where(np.isfinite(actual[past]), actual[past] > told[past], np.nan).astype(np.float32)
+        )
         told[rows] = margin.apply(vm[rows], forecast[rows], floor[rows], size[rows])
     return told

@@ -64,7 +64,7 @@ def load_book(document: Mapping[str, Mapping[str, Iterable[str | float]]]) -> Ru
     try:
         return Rulebook(
             {
-                key: {int(h): Choice(str(r), Margin(Kind(k), float(a))) for h, (r, k, a) in found.items()}
+                key: {int(h): Choice(str(r), Margin(Kind(str(k)), float(a))) for h, (r, k, a) in found.items()}
                 for key, found in document.items()
             }
         )
@@ -79,9 +79,7 @@ def lengths(history: I64) -> I64:
     return found
 
 
-def best(
-    actual: F32, found: Mapping[str, F32], quantile: float, scale: F32, known: Known, floor: float
-) -> Choice:
+def best(actual: F32, found: Mapping[str, F32], quantile: float, scale: F32, known: Known, floor: float) -> Choice:
     """The rule and margin with the lowest pinball loss."""
     tuned = (Choice(name, *tune(actual, v, quantile, scale, known, floor)) for name, v in found.items())
     return min(tuned, key=lambda c: c.loss)

@@ -15,7 +15,7 @@ BOOTSTRAPS = 400
 def pinball(actual: F32, forecast: F32, quantile: float, scale: F32) -> F32:
     """Loss of each case, in units of scale (the VM's size)."""
     short = (actual - forecast) / scale
-    return np.maximum(quantile * short, (quantile - 1) * short).astype(np.float32)
+    return np.asarray(np.maximum(quantile * short, (quantile - 1) * short), np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,9 +111,7 @@ class Cases:
     @classmethod
     def now(cls, vms: int, cut: int, gap: int, horizon: int, history: int) -> Cases:
         """One question about each VM, all at the same time."""
-        return cls(
-            np.arange(vms), *(np.full(vms, v, np.int64) for v in (cut, gap, horizon, history))
-        )
+        return cls(np.arange(vms), *(np.full(vms, v, np.int64) for v in (cut, gap, horizon, history)))
 
 
 def outcomes(series: Series, resource: str, cases: Cases) -> tuple[F32, F32]:

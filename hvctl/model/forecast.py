@@ -61,8 +61,9 @@ class Metric:
 class ModelCard:
     """One set of models. files: key (resource-target-quantile) to the SHA-256 of the text file KEY.txt beside the card.
 
-    features is the SHA-256 of the list of features, in their order; days is the span. shifts: key to the logarithmic margin of the calibration. rulebook: which rule, with
-    which margin, answers beside it, by key and length of history. limits say in plain words where it does not win.
+    features is the SHA-256 of the list of features, in their order; days is the span. shifts: key to the logarithmic
+    margin of the calibration. rulebook: which rule, with which margin, answers beside it, by key and length of history.
+    limits say in plain words where it does not win.
     """
 
     id: str
