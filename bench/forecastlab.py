@@ -3,7 +3,7 @@ judged on a third one against every rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,13 +11,15 @@ import numpy as np
 
 from hvctl.forecasting.forecast import Models
 from hvctl.forecasting.lessons import HISTORIES
-from hvctl.forecasting.margin import covering
+from hvctl.forecasting.margin import capped, covering
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite, thriftiest
 from hvctl.forecasting.score import gain_interval, pinball, score
 from hvctl.forecasting.series import F32, FLOOR, Series
 from hvctl.forecasting.trial import QUANTILE as Q
-from hvctl.forecasting.trial import Part, Split, hourly, online, part, raw, shift_of
+from hvctl.forecasting.trial import Part, Split, best_rate, hourly, online, part, raw, shift_of
 
+SHRINK: Final = (0.5, 0.7, 0.85, 1.0)
+BETWEEN: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HISTORY_NAMES: Final = {12: "1 h", 72: "6 h", 288: "1 day", 2016: "7 days"}
 TARGETS: Final = {"peak60": (True, 12), "mean60": (False, 12), "peak30": (True, 6), "mean30": (False, 6)}
 
@@ -44,8 +46,8 @@ class Verdict:
 
 
 def judge(series: Series, sp: Split, resource: str, target: str, models: Models) -> Verdict:
-    """Margins come from the calibration VMs and days. The test VMs' own past before the test (never their future)
-    warms up the online margins, of both sides; of each opponent the better of fixed and online margin counts."""
+    """Margins, and whether and how fast they follow each VM online, come from the calibration VMs and days, for the
+    model and its opponents alike. The test VMs' own past before the test warms up the online margins of both."""
     peak, horizon = TARGETS[target]
     every = 12 if target == "peak60" else 24
     floor, key = FLOOR[resource], key_of(resource, target, Q)
@@ -57,26 +59,34 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
 
     chosen = best(c.actual, c.rules, Q, c.scale, c.known, floor)
     choices = composite(c.actual, c.rules, Q, c.scale, c.known, floor, c.cases.history)
-    thrifty = thriftiest(c.actual, c.rules, Q, c.scale, c.known, floor)
+    thrifty = thriftiest(c.actual, shrunk(c.rules), Q, c.scale, c.known, floor)
     book = Rulebook({key: choices})
 
-    def both(forecast: F32) -> tuple[F32, F32]:
-        return forecast[rows], online(whole, forecast, vms, 0.0)[rows]
+    def told(forecast: Callable[[Part], F32], shift: float = 0.0) -> tuple[F32, float]:
+        rate = best_rate(c, forecast(c), vms, shift)
+        return online(whole, forecast(whole), vms, shift, rate)[rows], rate
 
     def loss(forecast: F32) -> F32:
         return pinball(t.actual, forecast, Q, t.scale)
 
-    rule = min(both(chosen.margin.apply(whole.rules[chosen.rule], whole.known, floor)), key=lambda f: loss(f).mean())
-    mixed = min(
-        both(book.answer(key, whole.rules, whole.cases.history, whole.known, floor)), key=lambda f: loss(f).mean()
-    )
-    spare = both(thrifty.margin.apply(whole.rules[thrifty.rule], whole.known, floor))
-    reserved = min(covering(t.actual, f, Q, t.scale, t.known, floor)[1] for f in spare)
+    def fixed(p: Part) -> F32:
+        return chosen.margin.apply(p.rules[chosen.rule], p.known, floor)
+
+    def composed(p: Part) -> F32:
+        return book.answer(key, p.rules, p.cases.history, p.known, floor)
+
+    rule, rule_rate = told(fixed)
+    mixed, mixed_rate = told(composed)
+    reserved = covering(t.actual, shrunk(t.rules)[thrifty.rule], Q, t.scale, t.known, floor)[1]
 
     shift = shift_of(c, raw(models, key, c), Q)
-    plain = raw(models, key, whole)
-    ours = online(whole, plain, vms, shift)[rows]
-    needed = covering(t.actual, ours, Q, t.scale, t.known, floor)[1]
+    ours, rate = told(lambda p: raw(models, key, p), shift)
+    low = key_of(resource, target, 0.5)
+    between = min(
+        BETWEEN, key=lambda w: covering(c.actual, mixture(models, low, key, c, w), Q, c.scale, c.known, floor)[1]
+    )
+    needed = covering(t.actual, mixture(models, low, key, t, between), Q, t.scale, t.known, floor)[1]
+    plain = raw(models, key, t)
     s = score(t.actual, ours, Q, t.scale, t.cases.vm)
     gain, against = (1 - float(loss(ours).mean() / loss(f).mean()) for f in (rule, mixed))
     row = {
@@ -90,13 +100,17 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
         "gain_interval": gain_interval(loss(ours), loss(rule), t.cases.vm),
         "gain_composite": against,
         "gain_composite_interval": gain_interval(loss(ours), loss(mixed), t.cases.vm),
-        "gain_without_margins": 1 - float(loss(plain[rows]).mean() / loss(rule).mean()),
+        "gain_against_fixed_margin": 1 - float(loss(ours).mean() / loss(fixed(t)).mean()),
+        "gain_composite_against_fixed_margins": 1 - float(loss(ours).mean() / loss(composed(t)).mean()),
+        "gain_of_raw_model_against_fixed_margin": 1 - float(loss(plain).mean() / loss(fixed(t)).mean()),
+        "online_rates": {"model": rate, "baseline": rule_rate, "composite": mixed_rate},
         "coverage": s.coverage,
-        "coverage_without_margins": float((t.actual <= plain[rows]).mean()),
+        "coverage_of_raw_model": float((t.actual <= plain).mean()),
         "vm_coverage_p10": s.vm_coverage_p10,
         "reserved_at_95": needed / s.actual,
         "reserved_at_95_baseline": reserved / s.actual,
         "reserved_gain": 1 - needed / reserved,
+        "between_median_and_quantile": between,
         "unserved": s.unserved,
         "baseline": str(chosen),
         "baseline_reserved": str(thrifty),
@@ -109,6 +123,17 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
     return Verdict(
         gain, against, 1 - needed / reserved, s.coverage, s.vm_coverage_p10, choices, chosen, shift, row, others, lines
     )
+
+
+def shrunk(found: Mapping[str, F32]) -> dict[str, F32]:
+    """For the least that can be reserved a rule may be scaled down before its margin, as a model may be."""
+    return {f"{a:g} {name}": np.float32(a) * values for name, values in found.items() for a in SHRINK}
+
+
+def mixture(models: Models, low: str, high: str, p: Part, weight: float) -> F32:
+    """Between a model's median and its upper quantile, in log space: how much a model reserves where it is unsure."""
+    below, above = (np.log(raw(models, key, p) + p.made.floor) for key in (low, high))
+    return capped(np.exp((1 - weight) * below + weight * above) - p.made.floor, p.known.size)
 
 
 def by_history(t: Part, ours: F32, rule: F32, mixed: F32, resource: str, target: str) -> list[dict[str, Any]]:

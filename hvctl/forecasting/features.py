@@ -209,7 +209,7 @@ def _clock(w: _Scaled) -> dict[str, F32]:
     near = [w.peaks[rows, np.clip(ends + i, 0, WEEK - 1)] for i in range(-3, 3)]
     wide = np.where(seen, np.fmax.reduce(np.stack(near), axis=0), np.nan)
     past = np.clip(WEEK - 1 - DAY * np.array(_DAYS[:-1]), 0, WEEK - 1)
-    then: F32 = (w.means[:, past] + w.means[:, past - 1]) / 2
+    then: F32 = np.float32(0.5) * (w.means[:, past] + w.means[:, past - 1])
     return {
         **{f"clock_peak_{d}": peak[:, d - 1] for d in _DAYS},
         "clock_mean_1": mean[:, 0],

@@ -109,7 +109,9 @@ def _resource(
                 else:
                     reason = word.reason
             base = panel.book.answer(key, said, history, known, FLOOR[resource])
-            value = np.maximum(base if answer is None else answer, lowest)
+            # A model has seen nothing either of a VM that nobody has watched for an hour.
+            value = base if answer is None else np.where(history < ENOUGH, base, answer)
+            value = np.maximum(value, lowest)
             lowest = value
             by = Answerer.BASELINE if answer is None else Answerer.MODEL
             names = tuple(panel.book.of(key, int(h)).rule for h in history)
@@ -151,7 +153,7 @@ def _line(
     answered, reason = peak.answered, peak.reason
     if history < ENOUGH:
         answered, reason = Answerer.TOO_LITTLE_HISTORY, f"only {history * STEP // 60} minutes of it were seen"
-    by_model = peak.answered is Answerer.MODEL
+    by_model = answered is Answerer.MODEL
     return Forecast(
         vm=series.vms[vm],
         resource=resource,

@@ -14,7 +14,8 @@ from hvctl.forecasting.score import pinball
 from hvctl.forecasting.series import F32, F64, I64, Flags
 
 MIN_CASES: Final = 24  # of one VM, before its own record counts
-RATE: Final = 0.05
+RATE: Final = 0.02
+DEBT: Final = 0.2  # how far hits may carry a VM below its calibration, so that it does not creep up by chance
 LARGEST: Final = 3.0  # e^3: twenty times the raw forecast
 
 
@@ -133,8 +134,7 @@ class OnlineMargin:
         vm, missed = vm[known], missed[known]
         np.add.at(self.seen, vm, 1)
         np.add.at(self.level, vm, self.rate * (missed - (1 - self.quantile)))
-        # Below the raw quantile there is nothing to gain, so no debt builds up there either.
-        np.clip(self.level, -self.shift, LARGEST, out=self.level)
+        np.clip(self.level, -self.shift - DEBT, LARGEST, out=self.level)
 
     def drift(self) -> Mapping[str, float]:
         """How far the VMs' own margins have moved from the calibration, as factors."""

@@ -4,7 +4,7 @@ condition of every promotion."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from hvctl.errors import UsageError
 from hvctl.forecasting.features import Features, features
 from hvctl.forecasting.forecast import Models, key_of
 from hvctl.forecasting.lessons import GAPS, HISTORIES, LONGEST, measured, scales
-from hvctl.forecasting.margin import Known, OnlineMargin, capped, follow, quantile_of
+from hvctl.forecasting.margin import RATE, Known, OnlineMargin, capped, follow, quantile_of
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite
 from hvctl.forecasting.rules import rules
 from hvctl.forecasting.score import gain_interval, pinball
@@ -22,6 +22,7 @@ from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
 from hvctl.model.forecast import Metric
 
 QUANTILE: Final = 0.95
+RATES: Final = (0.0, 0.01, 0.02, 0.05)
 DAY: Final = 288
 PATIENCE: Final = 600.0  # seconds: nobody waits for a trial
 
@@ -114,10 +115,20 @@ def shift_of(p: Part, forecast: F32, quantile: float) -> float:
     return max(0.0, quantile_of(missing, np.ones_like(missing), quantile))
 
 
-def online(p: Part, forecast: F32, vms: int, shift: float, quantile: float = QUANTILE) -> F32:
+def online(p: Part, forecast: F32, vms: int, shift: float, rate: float = RATE) -> F32:
+    """The forecasts with the margin of each VM's own past; a rate of 0 leaves the calibration's shift alone."""
     ends = p.cases.cut + p.cases.gap + p.cases.horizon
-    margin = OnlineMargin(vms, quantile, shift)
+    margin = OnlineMargin(vms, QUANTILE, shift, rate)
     return follow(margin, p.cases.vm, p.cases.cut, ends, forecast, p.actual, p.made.floor, p.known.size)
+
+
+def best_rate(p: Part, forecast: F32, vms: int, shift: float = 0.0) -> float:
+    """The rate at which online margins lower the loss most on the calibration part; for models and rules alike."""
+
+    def loss(rate: float) -> float:
+        return float(pinball(p.actual, online(p, forecast, vms, shift, rate), QUANTILE, p.scale).mean())
+
+    return min(RATES, key=loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +147,15 @@ def trial(series: Series, sp: Split, resource: str, target: str, models: Models,
         raise UsageError(f"there are too few samples of {resource} to judge a model.", "give it more days")
     chosen = best(c.actual, c.rules, QUANTILE, c.scale, c.known, floor)
     choices = composite(c.actual, c.rules, QUANTILE, c.scale, c.known, floor, c.cases.history)
-    shift = shift_of(c, raw(models, key, c), QUANTILE)
-    ours = online(t, raw(models, key, t), len(series.vms), shift)
-    rule = chosen.margin.apply(t.rules[chosen.rule], t.known, floor)
-    mixed = Rulebook({key: choices}).answer(key, t.rules, t.cases.history, t.known, floor)
+    shift, vms = shift_of(c, raw(models, key, c), QUANTILE), len(series.vms)
+    book = Rulebook({key: choices})
+
+    def told(forecast: Callable[[Part], F32], shift: float = 0.0) -> F32:
+        return online(t, forecast(t), vms, shift, best_rate(c, forecast(c), vms, shift))
+
+    ours = told(lambda p: raw(models, key, p), shift)
+    rule = told(lambda p: chosen.margin.apply(p.rules[chosen.rule], p.known, floor))
+    mixed = told(lambda p: book.answer(key, p.rules, p.cases.history, p.known, floor))
     losses = [pinball(t.actual, f, QUANTILE, t.scale) for f in (ours, rule, mixed)]
     own, against, composed = (float(np.mean(x, dtype=np.float64)) for x in losses)
     metric = Metric(
