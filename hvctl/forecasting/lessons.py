@@ -18,7 +18,7 @@ PRICING: Final = 0.5
 GAPS: Final = (0, 6, 48)
 HISTORIES: Final = (12, 72, 288, 2016)
 LONGEST: Final = max(GAPS) + 12
-PARAMETERS: Final[Mapping[str, float | int]] = {
+PARAMETERS: Final[dict[str, float | int]] = {
     "trees": 150,
     "learning_rate": 0.06,
     "num_leaves": 31,
