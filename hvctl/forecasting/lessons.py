@@ -23,7 +23,7 @@ PARAMETERS: Final[dict[str, float | int]] = {
     "learning_rate": 0.06,
     "num_leaves": 31,
     "min_data_in_leaf": 800,
-    "feature_fraction": 0.5,
+    "feature_fraction": 0.8,
     "bagging_fraction": 0.7,
     "bagging_freq": 1,
     "max_bin": 127,
