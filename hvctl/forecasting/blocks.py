@@ -15,6 +15,7 @@ SLOTS: Final = 6
 DAY: Final = 48
 WEEK: Final = 7 * DAY
 RECENT: Final = 12
+_ROWS: Final = 256
 _NAN: Final = np.float32(np.nan)
 
 
@@ -39,21 +40,26 @@ def summarise(values: F32, phase: int) -> tuple[F32, F32]:
     """Peak and mean of each half hour, [vms, blocks], of which the first begins at slot `phase`; what is left over at
     the end is no block yet. NaN where nothing was measured."""
     count = max(0, (values.shape[1] - phase) // SLOTS)
-    parts = values[:, phase : phase + count * SLOTS].reshape(len(values), count, SLOTS)
-    peak = parts[..., 0].copy()
-    total = np.nan_to_num(peak)
-    known = np.isfinite(peak).astype(np.float32)
-    for i in range(1, SLOTS):
-        part = parts[..., i]
-        np.fmax(peak, part, out=peak)
-        there = np.isfinite(part)
-        np.add(total, part, out=total, where=there)
-        known += there
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return peak, total / known
+    peaks, means = (np.empty((len(values), count), np.float32) for _ in range(2))
+    # Some VMs at a time, so that the six passes find their samples in the cache.
+    for at in range(0, len(values), _ROWS):
+        parts = values[at : at + _ROWS, phase : phase + count * SLOTS].reshape(-1, count, SLOTS)
+        peak = parts[..., 0].copy()
+        total = np.nan_to_num(peak)
+        known = np.isfinite(peak).astype(np.float32)
+        for i in range(1, SLOTS):
+            part = parts[..., i]
+            np.fmax(peak, part, out=peak)
+            there = np.isfinite(part)
+            np.add(total, part, out=total, where=there)
+            known += there
+        peaks[at : at + _ROWS] = peak
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means[at : at + _ROWS] = total / known
+    return peaks, means
 
 
-def windows(series: Series, resource: str, cases: Cases, chunk: int = 8192) -> Iterator[Window]:
+def windows(series: Series, resource: str, cases: Cases, chunk: int = 2048) -> Iterator[Window]:
     """The same summaries for many cuts: cuts that are whole half hours apart share them. What is older than the
     history that a case allows is NaN, as is what lies before the series."""
     values = series.values[resource]
@@ -63,13 +69,13 @@ def windows(series: Series, resource: str, cases: Cases, chunk: int = 8192) -> I
         last = int(cases.cut[chosen].max())
         first = max(0, (int(cases.cut[chosen].min()) - WEEK * SLOTS - phase) // SLOTS) * SLOTS + int(phase)
         peaks, means = (_padded(s, WEEK) for s in summarise(values[:, first : max(first, last)], 0))
-        seen = _padded(values[:, max(0, first - RECENT) : last], RECENT + max(0, RECENT - first))
-        shift = max(0, first - RECENT) - RECENT - max(0, RECENT - first)
+        start = max(0, int(cases.cut[chosen].min()) - RECENT)
+        seen = _padded(values[:, start:last], RECENT)
         for at in range(0, len(chosen), chunk):
             rows = chosen[at : at + chunk]
             part = cases.take(rows)
             block = np.maximum(part.cut - first, 0) // SLOTS
-            yield _window(rows, part, peaks, means, seen, block, part.cut - RECENT - shift, size, restart)
+            yield _window(rows, part, peaks, means, seen, block, part.cut - start, size, restart)
 
 
 def _padded(values: F32, left: int) -> F32:

@@ -4,7 +4,7 @@ beaten both the current one and the best rules on the newest days, of VMs that i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,11 @@ from hvctl.adapters.boostertraining import MEMORY, Lesson
 from hvctl.adapters.boostertraining import train as train_in_child
 from hvctl.adapters.modelstore import ModelStore
 from hvctl.errors import HvctlError, RefusedError
+from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
-from hvctl.forecasting.forecast import key_of
+from hvctl.forecasting.forecast import Panel, key_of
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, TARGETS, drawn, material, parameters
-from hvctl.forecasting.rulebook import Rulebook
+from hvctl.forecasting.rulebook import Rulebook, load_book
 from hvctl.forecasting.series import F32, RESOURCES, Series
 from hvctl.forecasting.trial import DAY, QUANTILE, Split, Trial, split, trial
 from hvctl.model.forecast import Metric, ModelCard
@@ -176,3 +177,27 @@ def listed(settings: Settings) -> tuple[str, tuple[ModelCard, ...]]:
 def show(settings: Settings, name: str | None) -> ModelCard:
     store = ModelStore(settings)
     return store.card(store.current() if name is None else name)
+
+
+def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -> Panel:
+    """Everybody who may answer, with the set in use; without models, and with the reason, if it is missing, changed or
+    of other features: then the rules answer. standings: the arbiter's record of this fleet."""
+    store = ModelStore(settings)
+    known: Mapping[str, Standing] = standings or {}
+    try:
+        card = store.card(store.current())
+    except HvctlError as e:
+        return Panel(missing=e.message, standings=known)
+    try:
+        book = load_book({key: {str(h): c for h, c in v.items()} for key, v in card.rulebook.items()})
+    except HvctlError as e:
+        return Panel(missing=e.message, standings=known)
+    age = (datetime.now(UTC) - datetime.fromisoformat(card.created_at)).total_seconds()
+    try:
+        models = store.open(card.id)
+    except HvctlError as e:
+        return Panel(book=book, missing=e.message, standings=known)
+    coverages = {
+        key_of(m.resource, m.target[:4], QUANTILE): m.coverage for m in card.metrics if m.target.endswith("60")
+    }
+    return Panel(book, models, "", card.id, max(age, 0.0), known, shifts=card.shifts, coverages=coverages)

@@ -37,14 +37,18 @@ MANY = cases(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    cut=st.integers(12, 2400), gap=st.sampled_from((0, 6, 48)), horizon=st.sampled_from((6, 12)), seed=st.integers(0, 9)
+    cut=st.integers(12, 2300), gap=st.sampled_from((0, 6, 48)), horizon=st.sampled_from((6, 12)), seed=st.integers(0, 9)
 )
 def test_the_future_changes_no_feature_and_no_rule(cut: int, gap: int, horizon: int, seed: int) -> None:
-    asked = cases((0, cut, gap, horizon, 2016), (5, cut, gap, horizon, 72))
+    # The third question is later, so that what the others may not see is at hand.
+    later = cut + 6 * 24
+    asked = cases((0, cut, gap, horizon, 2016), (5, cut, gap, horizon, 72), (1, later, gap, horizon, 2016))
     values = FLEET.values["cpu"].copy()
-    values[:, cut:] = np.random.default_rng(seed).uniform(0, 50, values[:, cut:].shape)
+    random = np.random.default_rng(seed)
+    for vm, first in ((0, cut), (5, cut), (1, later)):
+        values[vm, first:] = random.uniform(0, 50, values[vm, first:].shape)
     other = replace(FLEET, values={**FLEET.values, "cpu": values})
-    for a, b in ((FLEET, other), (FLEET, FLEET.until(cut))):
+    for a, b in ((FLEET, other), (FLEET, FLEET.until(later))):
         np.testing.assert_array_equal(features(a, "cpu", asked).x, features(b, "cpu", asked).x)
         one, two = rules(a, "cpu", asked, peak=True), rules(b, "cpu", asked, peak=True)
         assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -118,6 +122,12 @@ def test_gaps_give_nan_and_never_infinity() -> None:
     assert np.isnan(made.x[1, FEATURES.index("last")])
     assert np.isfinite(made.x[1, FEATURES.index("max_336")])
     assert all(np.isfinite(v).all() for v in rules(holed, "cpu", asked, peak=True).values())
+
+
+def test_after_a_gap_of_more_than_a_day_yesterday_is_not_the_same_clock_window() -> None:
+    made = features(FLEET, "cpu", cases((0, 2500, 288, 12, 2016)))
+    assert np.isnan(made.x[0, FEATURES.index("clock_peak_1")])
+    assert np.isfinite(made.x[0, FEATURES.index("clock_peak_2")])
 
 
 def test_a_target_comes_back_from_its_ratio() -> None:

@@ -19,7 +19,9 @@ from hvctl.adapters.boosters import Boosters, Silence
 from hvctl.adapters.boostertraining import Lesson, train
 from hvctl.adapters.modelstore import SHIPPED, ModelStore, shipped_folder
 from hvctl.errors import DeadlineError, Exit, HvctlError, NotFoundError, RefusedError
+from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
+from hvctl.forecasting.forecast import forecast
 from hvctl.model.forecast import Metric, ModelCard
 from hvctl.operations import model as verbs
 from hvctl.settings import Settings
@@ -128,6 +130,41 @@ def test_what_is_no_model_is_refused(store: ModelStore, texts: dict[str, str]) -
     for name in ("three", "../one", ""):
         with pytest.raises(NotFoundError):
             store.card(name)
+
+
+def test_forecasts_go_on_with_rules_whatever_becomes_of_the_model(store: ModelStore, settings: Settings) -> None:
+    series = fleet(3, 2, resources=("cpu",))
+    won = {f"cpu-{t}": Standing(0.5, 1.0, 9999, 99, True) for t in ("peak", "mean")}
+    store.promote("one")
+    folder = store.folder("one")
+
+    def answers() -> tuple[set[str], set[str]]:
+        found = forecast(series, verbs.panel(settings, won))
+        return {f.answered.value for f in found}, {f.reason for f in found}
+
+    # The set has no part for the mean, so a peak is the model's.
+    assert answers()[0] == {"model"}
+    assert {f.model for f in forecast(series, verbs.panel(settings, won))} == {"one"}
+    assert {f.answered.value for f in forecast(series, verbs.panel(settings))} == {"baseline"}
+    path = folder / f"{KEYS[1]}.txt"
+    text = path.read_text()
+    path.write_text(text + " ")
+    for spoil, said in (
+        (lambda: None, "not the one that its card names"),
+        (path.unlink, "cannot be read"),
+        (lambda: _spoil(folder / "card.json", features="0"), "other features"),
+        (lambda: _spoil(folder / "card.json", rulebook={"cpu": {"x": ["a", "b", 1.0]}}), "rule book"),
+        (lambda: (folder / "card.json").write_text("?"), "cannot be read"),
+        ((folder / "card.json").unlink, "there is no model"),
+    ):
+        spoil()
+        who, why = answers()
+        assert who == {"baseline"}
+        assert all(said in reason for reason in why), why
+
+
+def _spoil(path: Path, **changed: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
 
 class Slow:
