@@ -24,7 +24,7 @@ from hvctl.forecasting.trial import DAY, split
 from hvctl.forecasting.trial import QUANTILE as Q
 
 SPLIT: Final = "60/15/25@66/78"
-ROWS: Final = 160_000
+ROWS: Final = 200_000
 HERE: Final = Path(__file__).resolve().parent.parent
 
 
@@ -99,6 +99,13 @@ def summary(verdicts: dict[tuple[str, str], Verdict], regret: float, seconds: fl
     }
 
 
+def means(verdicts: dict[tuple[str, str], Verdict]) -> dict[str, Any]:
+    """Beside the summary: the same gains if the opponents keep the fixed margin of their calibration."""
+    rows = [v.row for (_, target), v in verdicts.items() if target == "peak60"]
+    names = ("gain_against_fixed_margin", "gain_composite_against_fixed_margins", "gain_composite_of_arbiter")
+    return {"case": "peak60, mean of all resources", **{n: float(np.mean([r[n] for r in rows])) for n in names}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a Parquet or CSV file of series, or the folder with the traces")
@@ -130,6 +137,7 @@ def main() -> None:
                 f"{resource} {target}: {v.gain:+.1%} against {v.best}, {v.gain_composite:+.1%} against the composite, "
                 f"coverage {v.coverage:.3f}, p10 {v.vm_coverage_p10:.3f}, reserved {v.reserved_gain:+.1%}"
             )
+    cases.append(means(verdicts))
     seconds, lines = seconds_10k(series, models)
     cases += lines
     other = Path(options.planetlab) if options.planetlab else traces(None) / "planetlab_cpu.parquet"

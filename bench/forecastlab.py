@@ -3,20 +3,32 @@ judged on a third one against every rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from hvctl.forecasting.arbiter import Standing, learn
 from hvctl.forecasting.forecast import Models
 from hvctl.forecasting.lessons import HISTORIES
 from hvctl.forecasting.margin import capped, covering
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite, thriftiest
 from hvctl.forecasting.score import gain_interval, pinball, score
 from hvctl.forecasting.series import F32, FLOOR, Series
+from hvctl.forecasting.trial import (
+    MODEL_RATES,
+    RULE_RATES,
+    Part,
+    Split,
+    best_rates,
+    hourly,
+    online,
+    part,
+    raw,
+    shift_of,
+)
 from hvctl.forecasting.trial import QUANTILE as Q
-from hvctl.forecasting.trial import Part, Split, best_rate, hourly, online, part, raw, shift_of
 
 SHRINK: Final = (0.5, 0.7, 0.85, 1.0)
 BETWEEN: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -62,9 +74,11 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
     thrifty = thriftiest(c.actual, shrunk(c.rules), Q, c.scale, c.known, floor)
     book = Rulebook({key: choices})
 
-    def told(forecast: Callable[[Part], F32], shift: float = 0.0) -> tuple[F32, float]:
-        rate = best_rate(c, forecast(c), vms, shift)
-        return online(whole, forecast(whole), vms, shift, rate)[rows], rate
+    def told(
+        forecast: Callable[[Part], F32], shift: float = 0.0, choices: Sequence[tuple[float, float]] = RULE_RATES
+    ) -> tuple[F32, tuple[float, float]]:
+        rates = best_rates(c, forecast(c), vms, shift, choices)
+        return online(whole, forecast(whole), vms, shift, rates)[rows], rates
 
     def loss(forecast: F32) -> F32:
         return pinball(t.actual, forecast, Q, t.scale)
@@ -80,13 +94,14 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
     reserved = covering(t.actual, shrunk(t.rules)[thrifty.rule], Q, t.scale, t.known, floor)[1]
 
     shift = shift_of(c, raw(models, key, c), Q)
-    ours, rate = told(lambda p: raw(models, key, p), shift)
+    ours, rate = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
     low = key_of(resource, target, 0.5)
     between = min(
         BETWEEN, key=lambda w: covering(c.actual, mixture(models, low, key, c, w), Q, c.scale, c.known, floor)[1]
     )
     needed = covering(t.actual, mixture(models, low, key, t, between), Q, t.scale, t.known, floor)[1]
     plain = raw(models, key, t)
+    said, standing = arbitrate(t, ours, mixed)
     s = score(t.actual, ours, Q, t.scale, t.cases.vm)
     gain, against = (1 - float(loss(ours).mean() / loss(f).mean()) for f in (rule, mixed))
     row = {
@@ -103,6 +118,8 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
         "gain_against_fixed_margin": 1 - float(loss(ours).mean() / loss(fixed(t)).mean()),
         "gain_composite_against_fixed_margins": 1 - float(loss(ours).mean() / loss(composed(t)).mean()),
         "gain_of_raw_model_against_fixed_margin": 1 - float(loss(plain).mean() / loss(fixed(t)).mean()),
+        "gain_composite_of_arbiter": 1 - float(loss(said).mean() / loss(mixed).mean()),
+        "arbiter": standing.reason,
         "online_rates": {"model": rate, "baseline": rule_rate, "composite": mixed_rate},
         "coverage": s.coverage,
         "coverage_of_raw_model": float((t.actual <= plain).mean()),
@@ -182,3 +199,23 @@ def baselines(c: Part, t: Part, floor: float, resource: str, target: str) -> lis
             }
         )
     return found
+
+
+def arbitrate(t: Part, model: F32, rule: F32, offset: Any = 0) -> tuple[F32, Standing]:
+    """What the arbiter would have told, hour by hour: an outcome counts once it is complete. offset: slots of each case
+    before its series begins."""
+    asked = (offset + t.cases.cut) // 12
+    known = -(-(offset + t.cases.cut + t.cases.gap + t.cases.horizon) // 12)
+    losses = [pinball(t.actual, f, Q, t.scale) for f in (model, rule)]
+    told = np.empty_like(rule)
+    standing = Standing()
+    vms: set[int] = set()
+    for hour in np.unique(np.concatenate([asked, known])):
+        past = known == hour
+        if past.any():
+            vms |= set(t.cases.vm[past].tolist())
+            means = (float(loss[past].mean()) for loss in losses)
+            standing = learn(standing, *means, int(past.sum()), len(vms))
+        now = asked == hour
+        told[now] = (model if standing.model else rule)[now]
+    return told, standing

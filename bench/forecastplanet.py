@@ -7,16 +7,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from forecastlab import key_of
+from forecastlab import arbitrate, key_of
 from forecastmodels import Taught, teach
 
-from hvctl.forecasting.arbiter import Standing, learn
 from hvctl.forecasting.lessons import drawn
 from hvctl.forecasting.rulebook import Rulebook, composite
 from hvctl.forecasting.score import gain_interval, pinball
 from hvctl.forecasting.series import F32, FLOOR, Series
 from hvctl.forecasting.trial import QUANTILE as Q
-from hvctl.forecasting.trial import Part, hourly, online, part, raw, shift_of
+from hvctl.forecasting.trial import hourly, online, part, raw, shift_of
 
 ROWS: Final = 60_000
 SLOTS: Final = 288
@@ -60,7 +59,8 @@ def planet(series: Series, models: Taught, say: Callable[[str], None]) -> tuple[
 
     foreign = online(t, raw(models, key, t), len(series.vms), 0.0)
     line("planetlab, foreign model alone", foreign)
-    told, final = arbitrate(t, days, foreign, rule)
+    day = np.unique(days, return_inverse=True)[1] * SLOTS
+    told, final = arbitrate(t, foreign, rule, day[t.cases.vm])
     regret = line(
         "planetlab, arbiter between foreign model and rules", told, model_answers=final.model, why=final.reason
     )
@@ -71,24 +71,5 @@ def planet(series: Series, models: Taught, say: Callable[[str], None]) -> tuple[
 
 
 def hash_of(name: str) -> int:
+    """The same machine is on the same side on every day."""
     return sum(name.encode()) * 2654435761 % 2**32 >> 7
-
-
-def arbitrate(t: Part, days: Any, model: F32, rule: F32) -> tuple[F32, Standing]:
-    """Day after day and hour after hour; an outcome counts once it is complete, in the hour after its end."""
-    day = np.unique(days, return_inverse=True)[1][t.cases.vm] * SLOTS
-    asked = (day + t.cases.cut) // 12
-    known = -(-(day + t.cases.cut + t.cases.gap + t.cases.horizon) // 12)
-    losses = [pinball(t.actual, f, Q, t.scale) for f in (model, rule)]
-    told = np.empty_like(rule)
-    standing = Standing()
-    vms: set[int] = set()
-    for hour in np.unique(np.concatenate([asked, known])):
-        past = known == hour
-        if past.any():
-            vms |= set(t.cases.vm[past].tolist())
-            means = (float(loss[past].mean()) for loss in losses)
-            standing = learn(standing, *means, int(past.sum()), len(vms))
-        now = asked == hour
-        told[now] = (model if standing.model else rule)[now]
-    return told, standing

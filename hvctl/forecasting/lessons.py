@@ -49,7 +49,7 @@ def drawn(vms: I64, first: int, last: int, number: int, seed: int = 1) -> Cases:
         cut,
         rng.choice(GAPS, number),
         rng.choice([6, 12], number, p=[0.35, 0.65]),
-        rng.choice(HISTORIES, number, p=[0.2, 0.2, 0.2, 0.4]),
+        rng.choice(HISTORIES, number),
     )
 
 

@@ -15,6 +15,8 @@ from hvctl.forecasting.series import F32, F64, I64, Flags
 
 MIN_CASES: Final = 24  # of one VM, before its own record counts
 RATE: Final = 0.02
+FLEET_RATE: Final = 0.15  # per hour in which all of a fleet of FLEET cases missed
+FLEET: Final = 50
 DEBT: Final = 0.2  # how far hits may carry a VM below its calibration, so that it does not creep up by chance
 LARGEST: Final = 3.0  # e^3: twenty times the raw forecast
 
@@ -111,18 +113,21 @@ def covering(
 
 
 class OnlineMargin:
-    """One logarithmic margin per VM for one resource and quantile, raised at a miss and lowered at a hit so that misses
-    become as rare as stated. shift is the whole resource's, from its calibration."""
+    """One logarithmic margin for the fleet and one per VM, of one resource and quantile, raised at a miss and lowered
+    at a hit so that misses become as rare as stated. shift is the resource's, from its calibration."""
 
-    def __init__(self, vms: int, quantile: float, shift: float = 0.0, rate: float = RATE) -> None:
-        self.quantile, self.rate, self.shift = quantile, rate, max(shift, 0.0)
+    def __init__(
+        self, vms: int, quantile: float, shift: float = 0.0, rate: float = RATE, fleet_rate: float = FLEET_RATE
+    ) -> None:
+        self.quantile, self.rate, self.fleet_rate, self.shift = quantile, rate, fleet_rate, max(shift, 0.0)
+        self.fleet = 0.0
         self.level: F64 = np.zeros(vms)
         self.seen: I64 = np.zeros(vms, np.int64)
 
     def of(self, vm: I64) -> F32:
         """What is added to log(forecast + floor), at least 0."""
         own = np.where(self.seen[vm] >= MIN_CASES, self.level[vm], 0.0)
-        return np.clip(self.shift + own, 0, LARGEST).astype(np.float32)
+        return np.clip(self.shift + self.fleet + own, 0, LARGEST).astype(np.float32)
 
     def apply(self, vm: I64, forecast: F32, floor: F32 | float, size: F32) -> F32:
         return capped((forecast + floor) * np.exp(self.of(vm)) - floor, size)
@@ -132,17 +137,27 @@ class OnlineMargin:
         may occur several times."""
         known = np.isfinite(missed)
         vm, missed = vm[known], missed[known]
+        if not len(vm):
+            return
+        step = self.fleet_rate * min(1.0, len(vm) / FLEET) * (float(missed.mean()) - (1 - self.quantile))
+        self.fleet = float(np.clip(self.fleet + step, -self.shift - DEBT, LARGEST))
         np.add.at(self.seen, vm, 1)
         np.add.at(self.level, vm, self.rate * (missed - (1 - self.quantile)))
         np.clip(self.level, -self.shift - DEBT, LARGEST, out=self.level)
 
     def drift(self) -> Mapping[str, float]:
-        """How far the VMs' own margins have moved from the calibration, as factors."""
+        """How far the margins of the fleet and of its VMs have moved from the calibration, as factors."""
         known = self.level[self.seen >= MIN_CASES]
         if not len(known):
-            return {"vms": 0.0, "median": 1.0, "p90": 1.0, "max": 1.0}
+            return {"vms": 0.0, "fleet": float(np.exp(self.fleet)), "median": 1.0, "p90": 1.0, "max": 1.0}
         median, p90 = np.exp(np.quantile(known, (0.5, 0.9)))
-        return {"vms": float(len(known)), "median": float(median), "p90": float(p90), "max": float(np.exp(known.max()))}
+        return {
+            "vms": float(len(known)),
+            "fleet": float(np.exp(self.fleet)),
+            "median": float(median),
+            "p90": float(p90),
+            "max": float(np.exp(known.max())),
+        }
 
 
 def follow(

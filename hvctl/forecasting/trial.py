@@ -4,7 +4,7 @@ condition of every promotion."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from hvctl.errors import UsageError
 from hvctl.forecasting.features import Features, features
 from hvctl.forecasting.forecast import Models, key_of
 from hvctl.forecasting.lessons import GAPS, HISTORIES, LONGEST, measured, scales
-from hvctl.forecasting.margin import RATE, Known, OnlineMargin, capped, follow, quantile_of
+from hvctl.forecasting.margin import FLEET_RATE, RATE, Known, OnlineMargin, capped, follow, quantile_of
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite
 from hvctl.forecasting.rules import rules
 from hvctl.forecasting.score import gain_interval, pinball
@@ -22,7 +22,10 @@ from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
 from hvctl.model.forecast import Metric
 
 QUANTILE: Final = 0.95
-RATES: Final = (0.0, 0.01, 0.02, 0.05)
+# How fast margins follow (a VM's own, the fleet's): what may be chosen on the calibration part. A model's margin always
+# follows the fleet, which is what keeps its stated coverage; a rule's does where that lowers its loss.
+MODEL_RATES: Final = tuple((rate, FLEET_RATE) for rate in (0.0, 0.01, 0.02, 0.05, 0.1))
+RULE_RATES: Final = (*((rate, 0.0) for rate in (0.0, 0.01, 0.02, 0.05, 0.1)), *MODEL_RATES)
 DAY: Final = 288
 PATIENCE: Final = 600.0  # seconds: nobody waits for a trial
 
@@ -115,20 +118,22 @@ def shift_of(p: Part, forecast: F32, quantile: float) -> float:
     return max(0.0, quantile_of(missing, np.ones_like(missing), quantile))
 
 
-def online(p: Part, forecast: F32, vms: int, shift: float, rate: float = RATE) -> F32:
-    """The forecasts with the margin of each VM's own past; a rate of 0 leaves the calibration's shift alone."""
+def online(p: Part, forecast: F32, vms: int, shift: float, rates: tuple[float, float] = (RATE, FLEET_RATE)) -> F32:
+    """The forecasts with the margin of each VM's own past, and the fleet's."""
     ends = p.cases.cut + p.cases.gap + p.cases.horizon
-    margin = OnlineMargin(vms, QUANTILE, shift, rate)
+    margin = OnlineMargin(vms, QUANTILE, shift, *rates)
     return follow(margin, p.cases.vm, p.cases.cut, ends, forecast, p.actual, p.made.floor, p.known.size)
 
 
-def best_rate(p: Part, forecast: F32, vms: int, shift: float = 0.0) -> float:
-    """The rate at which online margins lower the loss most on the calibration part; for models and rules alike."""
+def best_rates(
+    p: Part, forecast: F32, vms: int, shift: float, choices: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """The rates at which online margins lower the loss most on the calibration part."""
 
-    def loss(rate: float) -> float:
-        return float(pinball(p.actual, online(p, forecast, vms, shift, rate), QUANTILE, p.scale).mean())
+    def loss(rates: tuple[float, float]) -> float:
+        return float(pinball(p.actual, online(p, forecast, vms, shift, rates), QUANTILE, p.scale).mean())
 
-    return min(RATES, key=loss)
+    return min(choices, key=loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +155,12 @@ def trial(series: Series, sp: Split, resource: str, target: str, models: Models,
     shift, vms = shift_of(c, raw(models, key, c), QUANTILE), len(series.vms)
     book = Rulebook({key: choices})
 
-    def told(forecast: Callable[[Part], F32], shift: float = 0.0) -> F32:
-        return online(t, forecast(t), vms, shift, best_rate(c, forecast(c), vms, shift))
+    def told(
+        forecast: Callable[[Part], F32], shift: float = 0.0, choices: Sequence[tuple[float, float]] = RULE_RATES
+    ) -> F32:
+        return online(t, forecast(t), vms, shift, best_rates(c, forecast(c), vms, shift, choices))
 
-    ours = told(lambda p: raw(models, key, p), shift)
+    ours = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
     rule = told(lambda p: chosen.margin.apply(p.rules[chosen.rule], p.known, floor))
     mixed = told(lambda p: book.answer(key, p.rules, p.cases.history, p.known, floor))
     losses = [pinball(t.actual, f, QUANTILE, t.scale) for f in (ours, rule, mixed)]

@@ -8,7 +8,18 @@ import pytest
 from hvctl.errors import UsageError
 from hvctl.forecasting.arbiter import MIN_CASES, MIN_VMS, Standing, learn
 from hvctl.forecasting.lessons import drawn
-from hvctl.forecasting.margin import Kind, Known, Margin, OnlineMargin, covering, follow, quantile_of, tune
+from hvctl.forecasting.margin import (
+    FLEET,
+    FLEET_RATE,
+    Kind,
+    Known,
+    Margin,
+    OnlineMargin,
+    covering,
+    follow,
+    quantile_of,
+    tune,
+)
 from hvctl.forecasting.rulebook import DEFAULT, LENGTHS, Rulebook, composite, lengths, load_book
 from hvctl.forecasting.score import gain_interval, pinball, score
 from hvctl.forecasting.series import F32
@@ -52,7 +63,7 @@ def test_a_margin_never_leaves_zero_and_size() -> None:
     assert Margin(Kind.LEVEL, 0.5).apply(forecast, facts, 0).tolist() == [0.5, 1.5, 5.5]
 
 
-def drifting(rate: float) -> tuple[float, float, F32, F32]:
+def drifting(rate: float, fleet_rate: float = 0.0) -> tuple[float, float, F32, F32]:
     """Twenty VMs whose demand doubles after a third of the time, against a forecast that was right before."""
     hours, vms = 900, 20
     vm = np.tile(np.arange(vms), hours)
@@ -60,14 +71,15 @@ def drifting(rate: float) -> tuple[float, float, F32, F32]:
     actual = RNG.lognormal(0, 0.5, len(vm)).astype(np.float32) * np.where(cut >= 300 * 12, 2, 1).astype(np.float32)
     forecast = np.full(len(vm), np.exp(0.5 * 1.645), np.float32)
     zero, endless = np.zeros(len(vm), np.float32), np.full(len(vm), np.inf, np.float32)
-    told = follow(OnlineMargin(vms, 0.95, 0.0, rate), vm, cut, cut + 12, forecast, actual, zero, endless)
+    told = follow(OnlineMargin(vms, 0.95, 0.0, rate, fleet_rate), vm, cut, cut + 12, forecast, actual, zero, endless)
     late = cut >= 600 * 12
     before = float((actual <= forecast)[late].mean())
     return before, float((actual <= told)[late].mean()), forecast, told
 
 
-def test_online_margins_restore_the_coverage_after_a_drift() -> None:
-    before, after, forecast, told = drifting(0.05)
+@pytest.mark.parametrize("rates", [(0.05, 0.0), (0.0, FLEET_RATE), (0.02, FLEET_RATE)])
+def test_online_margins_restore_the_coverage_after_a_drift(rates: tuple[float, float]) -> None:
+    before, after, forecast, told = drifting(*rates)
     assert before < 0.75
     assert after == pytest.approx(0.95, abs=0.02)
     assert (told >= forecast * 0.9999).all()
@@ -79,7 +91,7 @@ def test_without_a_rate_nothing_follows() -> None:
 
 
 def test_an_online_margin_waits_for_enough_cases_and_forgets_nothing_by_nan() -> None:
-    margin = OnlineMargin(2, 0.95, 0.1, rate=0.05)
+    margin = OnlineMargin(2, 0.95, 0.1, 0.05, 0.0)
     vm = np.zeros(10, np.int64)
     margin.learn(vm, np.ones(10, np.float32))
     assert margin.of(np.array([0, 1])).tolist() == pytest.approx([0.1, 0.1])
@@ -92,8 +104,18 @@ def test_an_online_margin_waits_for_enough_cases_and_forgets_nothing_by_nan() ->
     assert margin.drift()["vms"] == 1
 
 
+def test_the_fleet_margin_is_for_vms_that_have_no_record_too() -> None:
+    margin = OnlineMargin(200, 0.95, 0.0, 0.0)
+    margin.learn(np.arange(FLEET), np.ones(FLEET, np.float32))
+    assert margin.of(np.array([199]))[0] == pytest.approx(0.95 * FLEET_RATE)
+    few = OnlineMargin(200, 0.95, 0.0, 0.0)
+    few.learn(np.arange(1), np.ones(1, np.float32))
+    assert few.of(np.array([199]))[0] == pytest.approx(0.95 * FLEET_RATE / FLEET)
+    assert margin.drift()["fleet"] > few.drift()["fleet"] > 1
+
+
 def test_no_margin_shrinks_a_forecast() -> None:
-    margin = OnlineMargin(1, 0.95, 0.0, rate=0.5)
+    margin = OnlineMargin(1, 0.95, 0.0, 0.5, 0.5)
     margin.learn(np.zeros(500, np.int64), np.zeros(500, np.float32))
     assert margin.apply(np.array([0]), np.array([3.0], np.float32), 0.0, np.array([np.nan], np.float32)).tolist() == [
         3.0
@@ -106,13 +128,13 @@ def test_an_outcome_counts_only_once_it_is_complete() -> None:
     forecast, actual = np.ones(60, np.float32), np.full(60, 9, np.float32)
     zero, endless = np.zeros(60, np.float32), np.full(60, np.inf, np.float32)
     told = [
-        follow(OnlineMargin(1, 0.95, 0.0, 0.05), vm, cut, cut + wait, forecast, actual, zero, endless)
+        follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, cut, cut + wait, forecast, actual, zero, endless)
         for wait in (12, 12 * 40)
     ]
     assert told[0][-1] > told[1][-1] == 1.0
     changed = actual.copy()
     changed[-1] = 0
-    again = follow(OnlineMargin(1, 0.95, 0.0, 0.05), vm, cut, cut + 12, forecast, changed, zero, endless)
+    again = follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, cut, cut + 12, forecast, changed, zero, endless)
     np.testing.assert_array_equal(again, told[0])
 
 
