@@ -35,8 +35,10 @@ class Taught:
 
 
 def shipped() -> Taught:
-    found = ModelStore(Settings()).open(SHIPPED)
-    return Taught(found)
+    store = ModelStore(Settings())
+    found = store.open(SHIPPED)
+    sizes = {key: (store.folder(SHIPPED) / f"{key}.txt").stat().st_size for key in found.card.files}
+    return Taught(found, sizes=sizes)
 
 
 def teach(series: Series, cases: Cases, say: Callable[[str], None], quantiles: tuple[float, ...] = QUANTILES) -> Taught:
