@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, job, node, operation, snapshot, top, vm
+from hvctl.cli import allocate, host, image, job, model, node, operation, snapshot, top, vm
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(vm.app, name="vm")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(model.app, name="model")
 app.add_typer(operation.app, name="operation")
 app.add_typer(host.app, name="host")
 app.add_typer(node.app, name="node")

@@ -15,7 +15,21 @@ import typer.main
 from hvctl.cli.app import app
 
 TESTS = Path(__file__).parent.parent
-HEAVY = ("sqlmodel", "sqlalchemy", "libvirt", "pyroute2", "lxml", "numpy", "pydantic", "qemu", "alembic", "yaml")
+HEAVY = (
+    "sqlmodel",
+    "sqlalchemy",
+    "libvirt",
+    "pyroute2",
+    "lxml",
+    "numpy",
+    "pydantic",
+    "qemu",
+    "alembic",
+    "yaml",
+    "lightgbm",
+    "pyarrow",
+    "scipy",
+)
 # What the framework itself brings, and is tested by its makers.
 FRAMEWORKS = {"--help", "--install-completion", "--show-completion"}
 
