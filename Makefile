@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset picture clean
+.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-interrupt picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -44,6 +44,9 @@ bench-allocate: setup host
 bench-reset: setup host
 	$(BIN)/hvctl image build debian
 	$(BIN)/python bench/reset.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-interrupt: setup
+	$(BIN)/python bench/interrupt.py
 
 # Draws docs/terminal.svg from a real run.
 picture: setup host

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, operation, snapshot, vm
+from hvctl.cli import allocate, host, image, interrupt, operation, pool, snapshot, vm
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -23,9 +23,13 @@ app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(operation.app, name="operation")
 app.add_typer(host.app, name="host")
+app.add_typer(pool.app, name="pool")
+app.add_typer(pool.reserve, name="reserve")
 app.add_typer(host.config, name="config")
 app.command("allocate")(allocate.allocate)
 app.command("reset")(snapshot.reset)
+app.command("interrupt")(interrupt.interrupt)
+app.command("resume")(interrupt.resume)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
 

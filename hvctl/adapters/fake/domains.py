@@ -131,6 +131,14 @@ class FakeDomains:
             if vm and vm.state.active:
                 life.halt(world, vm, "destroyed")
 
+    def save(self, uuid: str) -> None:
+        with self._call("save", uuid) as world:
+            vm = world.vm(uuid)
+            if vm.state.active:
+                if not vm.persistent:
+                    raise RefusedError(f"{vm.name} is transient: it cannot be saved.")
+                life.save(world, vm)
+
     def pause(self, uuid: str) -> None:
         with self._call("pause", uuid) as world:
             life.pause(world.vm(uuid))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Tap, World
+from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Saved, Tap, World
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Process, State
 
@@ -32,6 +32,9 @@ def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
     vm.online = [True] * vm.config.vcpus
     vm.dead, vm.agent_gap, vm.exits, vm.greeted = False, 0, {}, False
     vm.tracking, vm.prepared = None, {}
+    if vm.saved is not None:
+        vm.ram, vm.devices, vm.live, vm.online = vm.saved.ram, vm.saved.devices, vm.saved.live, vm.saved.online
+        vm.saved, vm.reason = None, "restored"
     for nic in vm.nics:
         if nic.tap:
             world.taps[nic.tap] = Tap(vm.uuid)
@@ -40,6 +43,14 @@ def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
         vm.ram.moment = vm.devices.moment = world.tick()
         return
     _run(world, vm)
+
+
+def save(world: World, vm: FakeVm) -> None:
+    if vm.state is not State.RUNNING or vm.live is None:
+        raise RefusedError(f"{vm.name} is {vm.state}, so it cannot be saved.", f"hvctl vm show {vm.name}")
+    saved = Saved(vm.ram, vm.devices, vm.live, vm.online)
+    halt(world, vm, "saved")
+    vm.saved = saved
 
 
 def halt(world: World, vm: FakeVm, reason: str) -> None:

@@ -81,6 +81,16 @@ class Behaviour:
 
 
 @dataclass(slots=True)
+class Saved:
+    """What libvirt keeps of a guest whose process ended: it goes on from there."""
+
+    ram: Part
+    devices: Part
+    live: Allocation
+    online: list[bool]
+
+
+@dataclass(slots=True)
 class FakeVm:
     """One domain with its QEMU process and guest. config is the persistent definition, live what is in force.
 
@@ -130,6 +140,7 @@ class FakeVm:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
+    saved: Saved | None = None
     exits: dict[int, Exec] = field(default_factory=dict)
 
     @property
