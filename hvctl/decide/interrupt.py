@@ -132,7 +132,7 @@ def plan_interruption(facts: Facts, ask: Ask) -> Interruption | Refusal:
 def _victims(facts: Facts, ask: Ask, able: Sequence[Seen], lacking: Resources) -> tuple[tuple[Turn, ...], float] | None:
     """The cheapest cover on the lowest rung that has one; then each of its members on the lowest rung that does."""
     for rung in (r for r in LADDER if r in ask.rungs):
-        turns = [t for s in able if (t := _turn(facts, ask, s, rung)) is not None]
+        turns = [t for s in able if (t := _turn(facts, ask, s, rung, lacking)) is not None]
         candidates = [Candidate(t.seen.vm.uuid, "", t.cost, t.gives) for t in turns]
         cover = cheapest_cover(candidates, {"": lacking})
         if cover is not None:
@@ -141,17 +141,17 @@ def _victims(facts: Facts, ask: Ask, able: Sequence[Seen], lacking: Resources) -
     return None
 
 
-def _turn(facts: Facts, ask: Ask, seen: Seen, rung: Rung) -> Turn | None:
+def _turn(facts: Facts, ask: Ask, seen: Seen, rung: Rung, lacking: Resources) -> Turn | None:
     """On the highest rung up to `rung` that there is time for; None if there is none, or it gives nothing."""
     usable = [r for r in LADDER if r in ask.rungs and possible(seen, r, ask.grace, ask.within)]
     upto = [r for r in usable if LADDER.index(r) <= LADDER.index(rung)]
     if not upto:
         return None
-    return _on(facts, ask, seen, upto[-1])
+    return _on(facts, ask, seen, upto[-1], lacking)
 
 
-def _on(facts: Facts, ask: Ask, seen: Seen, rung: Rung) -> Turn | None:
-    rest = left(seen, rung, facts.margin)
+def _on(facts: Facts, ask: Ask, seen: Seen, rung: Rung, lacking: Resources) -> Turn | None:
+    rest = left(seen, rung, facts.margin, lacking)
     gives = seen.holds - rest
     if not gives.any:
         return None
@@ -193,7 +193,7 @@ def _gentler(facts: Facts, ask: Ask, chosen: list[Turn], lacking: Resources) -> 
         for rung in LADDER[: LADDER.index(turn.rung)]:
             if rung not in ask.rungs or not possible(turn.seen, rung, ask.grace, ask.within):
                 continue
-            lower = _on(facts, ask, turn.seen, rung)
+            lower = _on(facts, ask, turn.seen, rung, lacking)
             if lower is not None and not (lacking - (others + lower.gives)).any:
                 turns[turn.seen.vm.uuid] = lower
                 break

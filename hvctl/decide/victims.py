@@ -80,20 +80,27 @@ def refusal_of(seen: Seen, owner: str, done: frozenset[str]) -> Refusal | None:
     return None
 
 
-def squeezed(seen: Seen, margin: int) -> Allocation:
+def squeezed(seen: Seen, margin: int, lacking: Resources | None = None) -> Allocation:
     """What a VM is left with on the first rung: memory that it uses and a margin, and a little of one CPU. Its
-    statistics can only keep it larger: what it does not report, it is not asked for."""
+    statistics can only keep it larger: what it does not report, it is not asked for. Only of what is lacking (None: of
+    both) it gives anything."""
     has = seen.record.allocation
     floor = memory_floor(seen.balloon, margin) if seen.balloon and seen.vm.has_balloon else None
-    memory = has.memory if floor is None else min(has.memory, max(MIN_MEMORY, -(-floor // MIB) * MIB))
+    memory = (
+        has.memory
+        if floor is None or (lacking and not lacking.memory)
+        else min(has.memory, max(MIN_MEMORY, -(-floor // MIB) * MIB))
+    )
     quota = SQUEEZED_CPU if has.cpu_quota is None else min(has.cpu_quota, SQUEEZED_CPU)
+    if lacking and not lacking.cpu:
+        quota = has.cpu_quota
     return replace(has, memory=memory, cpu_quota=quota)
 
 
-def left(seen: Seen, rung: Rung, margin: int) -> Resources:
+def left(seen: Seen, rung: Rung, margin: int, lacking: Resources | None = None) -> Resources:
     """What the VM still holds of its host after it was interrupted like this."""
     if rung is Rung.SQUEEZE:
-        return resources(squeezed(seen, margin)).least(seen.holds)
+        return resources(squeezed(seen, margin, lacking)).least(seen.holds)
     return Resources(memory=seen.holds.memory) if rung is Rung.PAUSE else Resources()
 
 

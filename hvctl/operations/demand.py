@@ -49,8 +49,11 @@ def carry_on(engine: Engine, number: int, done: Progress) -> Reservation:
                 break
             _shrink(engine, demand.errand, done)
             _regrant(engine, demand)
+            engine.faults.point("demand", "shrunk", "after")
             _victims(engine, demand, tried, done)
+            engine.faults.point("demand", "gone", "before")
             demand = _grown(engine, number)
+            engine.faults.point("demand", "gone", "after")
             if demand.state is Held.WAITING:
                 demand = _again(engine, demand, frozenset(tried))
         if demand.state is Held.WAITING:
@@ -66,11 +69,12 @@ def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progres
     returns = {r.owner: r.id for r in engine.store.pool.reservations(engine.facts.name)}
     for uuid, rung in errand.victims:
         tried.add(uuid)
-        if uuid in away or current(engine, demand.id).state is not Held.WAITING:
+        now = current(engine, demand.id)
+        if uuid in away or now.state is not Held.WAITING:
             continue
         try:
             outcome = interrupt_one(
-                engine, uuid, rung, back=errand.back, grace=errand.grace, reason=demand.reason, demand=demand,
+                engine, uuid, rung, back=errand.back, grace=errand.grace, reason=demand.reason, demand=now,
                 returns=returns.get(uuid),
             )  # fmt: skip
         except _ENDS_BY_ITSELF as e:

@@ -57,6 +57,7 @@ def for_need(engine: Engine, ask: Ask, *, dry_run: bool = False, key: str | None
     if dry_run:
         return Report(plan, scheduled=later)
     demand = _held(engine, ask, plan, later, key)
+    engine.faults.point("demand", "reserved", "after")
     if demand.state is Held.WAITING:
         demand = carry_on(engine, demand.id, done)
     warnings = (*done.warnings, *plan.given_up)

@@ -45,7 +45,8 @@ def interrupt_one(
             seen.need.reason, demand=None if demand is None else demand.id, returns=returns,
         )  # fmt: skip
         margin = engine.settings.memory_margin
-        goal = record.with_allocation(squeezed(seen, margin)) if rung is Rung.SQUEEZE else record
+        lacking = None if demand is None else demand.size - demand.granted
+        goal = record.with_allocation(squeezed(seen, margin, lacking)) if rung is Rung.SQUEEZE else record
         snapshots = tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))
         plan = plan_away(vm, away, goal, seen.balloon, snapshots, grace=grace, margin=margin)
         if isinstance(plan, Refusal):
