@@ -39,6 +39,7 @@ def interrupt(
     how: Annotated[
         Rung, typer.Option(help="The hardest that may be done: VMs that are named get just this.")
     ] = Rung.SAVE,
+    gentlest: Annotated[Rung, typer.Option(help="What is tried first.")] = Rung.SQUEEZE,
     grace: Annotated[float, typer.Option(metavar="N", callback=bounded, help="Seconds a guest has.")] = 30.0,
     within: Annotated[str | None, typer.Option(metavar="DURATION", help="How much time there is for it.")] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="What guests are told.")] = "asked for by its operator",
@@ -73,10 +74,12 @@ def interrupt(
             parse_duration(lasts),
             gap,
             None if by is None else parse_moment(by, time.time()),
-            LADDER[: LADDER.index(how) + 1],
+            LADDER[LADDER.index(gentlest) : LADDER.index(how) + 1],
             grace,
             None if within is None else parse_duration(within),
         )
+        if not ask.rungs:
+            raise UsageError(f"{gentlest} is harder than {how}.", "--gentlest stands before --how on the ladder")
         if not ask.need.any:
             raise UsageError("nothing is needed.", "hvctl interrupt --need cpu=2,memory=4GiB")
         _report(options, verbs.for_need(engine, ask, dry_run=dry_run, key=options.key))

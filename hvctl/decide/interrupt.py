@@ -210,8 +210,8 @@ def _returning(facts: Facts, ask: Ask, found: Interruption) -> Interruption | Re
     if not lacks.any:
         return replace(found, returns=needs)
     victims = frozenset(t.seen.vm.uuid for t in found.turns)
-    made = shrinks([s for s in facts.seen if s.vm.uuid not in victims], lacks, facts.margin)
-    if made is not None:
+    made, short = shrinks([s for s in facts.seen if s.vm.uuid not in victims], lacks, facts.margin)
+    if not short.any:
         names = ", ".join(s.seen.vm.name for s in made)
         reason = f"{in_words(lacks)} would lack at their return: {names} gives it"
         return replace(found, returns=needs, shrinks=made, reasons=(*found.reasons, reason))
@@ -222,7 +222,8 @@ def _returning(facts: Facts, ask: Ask, found: Interruption) -> Interruption | Re
     if ask.until is None:
         names = ", ".join(t.seen.vm.name for t in found.turns)
         return Refusal(
-            f"{names} could not come back: {in_words(lacks)} would lack, and no time is known at which it would not.",
+            f"{names} could not come back: {in_words(lacks)} would lack, of which neighbours could give "
+            f"{in_words(lacks - short)}, and no time is known at which it would not.",
             "--by TIME interrupts by then all the same",
         )
     held, given_up = _partly(needs, found.turns, lacks)

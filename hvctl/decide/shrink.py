@@ -41,9 +41,9 @@ def least(seen: Seen, margin: int) -> Allocation:
     return replace(has, memory=memory, cpu_quota=quota)
 
 
-def shrinks(neighbours: Sequence[Seen], lacking: Resources, margin: int) -> tuple[Shrink, ...] | None:
-    """Shrinks that give what lacks, of as few neighbours as it takes, lower priorities first; None if all of them
-    together cannot."""
+def shrinks(neighbours: Sequence[Seen], lacking: Resources, margin: int) -> tuple[tuple[Shrink, ...], Resources]:
+    """Shrinks that give what lacks, lower priorities first, of no more neighbours than it takes; and what lacks
+    still."""
     able = [s for s in neighbours if s.vm.state is State.RUNNING and s.vm.record and not s.vm.protected and not s.busy]
     made: list[Shrink] = []
     for seen in sorted(able, key=lambda s: (s.record.priority, s.vm.name)):
@@ -58,4 +58,4 @@ def shrinks(neighbours: Sequence[Seen], lacking: Resources, margin: int) -> tupl
         if (shrink.gives.least(lacking)).any:
             made.append(shrink)
             lacking -= shrink.gives
-    return None if lacking.any else tuple(made)
+    return tuple(made), lacking

@@ -88,12 +88,12 @@ def squeezed(seen: Seen, margin: int, lacking: Resources | None = None) -> Alloc
     floor = memory_floor(seen.balloon, margin) if seen.balloon and seen.vm.has_balloon else None
     memory = (
         has.memory
-        if floor is None or (lacking and not lacking.memory)
+        if floor is None or (lacking is not None and not lacking.memory)
         else min(has.memory, max(MIN_MEMORY, -(-floor // MIB) * MIB))
     )
-    quota = SQUEEZED_CPU if has.cpu_quota is None else min(has.cpu_quota, SQUEEZED_CPU)
-    if lacking and not lacking.cpu:
-        quota = has.cpu_quota
+    quota = has.cpu_quota
+    if lacking is None or lacking.cpu:
+        quota = SQUEEZED_CPU if quota is None else min(quota, SQUEEZED_CPU)
     return replace(has, memory=memory, cpu_quota=quota)
 
 
