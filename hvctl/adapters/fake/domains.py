@@ -117,6 +117,8 @@ class FakeDomains:
         with self._call("start", uuid) as world:
             vm = world.vm(uuid)
             if not vm.state.active:
+                if paused and vm.saved:
+                    raise RefusedError(f"a saved state of {vm.name} is held, and it would go on with it.")
                 life.boot(world, vm, paused=paused)
 
     def shutdown(self, uuid: str) -> None:
