@@ -62,6 +62,11 @@ class Domains(Protocol):
 
     def resume(self, uuid: str) -> None: ...
 
+    def save(self, uuid: str) -> None:
+        """RAM and devices into a file that the next start goes on from; the QEMU process ends. Off already is fine,
+        RefusedError for a transient domain."""
+        ...
+
     def wait_state(self, uuid: str, wanted: frozenset[State], seconds: float) -> State:
         """The state once it is one of `wanted`, or the last one seen when the time is over (no error)."""
         ...

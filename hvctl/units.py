@@ -7,6 +7,7 @@ and a wrong memory target is a dead guest.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from hvctl.errors import UsageError
@@ -19,6 +20,7 @@ _RATE = {"bit": 1}
 for _i, _p in enumerate("KMGT", start=1):
     _RATE[f"{_p}ibit"] = 1024**_i
     _RATE[f"{'k' if _p == 'K' else _p}bit"] = 1000**_i
+_TIME = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z/]*)\s*")
 
 
@@ -82,6 +84,38 @@ def format_rate(value: int | None) -> str:
         if abs(value) >= 1000**power:
             return f"{value / 1000**power:.1f}".removesuffix(".0") + f" {prefix}bit/s"
     return f"{value} bit/s"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `90s`, `30min`, `4h`, `2d`."""
+    return float(_parse(text, _TIME, "duration", "30min"))
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Seconds since 1970 from RFC 3339 with a zone, or from a duration after `now` such as `+2h`."""
+    if text.startswith("+"):
+        return now + parse_duration(text[1:])
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise UsageError(f"{text!r} is not a time.", "write +2h, or 2026-01-31T18:00:00Z")
+    return found.timestamp()
+
+
+def format_time(at: float) -> str:
+    """RFC 3339 in UTC, of seconds since 1970."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def format_duration(seconds: float) -> str:
+    """`1h30min`; whole seconds below a minute."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    hours, minutes = divmod(whole // 60, 60)
+    return "".join([f"{hours}h" if hours else "", f"{minutes}min" if minutes or not hours else ""])
 
 
 def format_seconds(value: float) -> str:

@@ -355,7 +355,8 @@ def _usable(record: Record) -> bool:
     limits = [a.cpu_quota, a.cpu_weight]
     limits += [v for n in a.nics for v in (n.inbound, n.outbound)]
     limits += [v for d in a.disks for v in (d.iops, d.rate, d.iops_burst, d.rate_burst, d.burst_seconds)]
-    return 1 <= a.vcpus <= 4096 and a.memory > 0 and all(0 <= v < 2**53 for v in (a.memory, *limits) if v is not None)
+    numbers = all(0 <= v < 2**53 for v in (a.memory, *limits) if v is not None)
+    return 1 <= a.vcpus <= 4096 and a.memory > 0 and numbers and 0 <= record.priority <= 1000
 
 
 def _console(root: Any) -> str | None:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # libvirt takes its own time for these: to define and to start it may probe QEMU anew (4 to 20 s where /dev/kvm is not
 # open to QEMU's user), and it waits 15 s for a process to end.
 _PROCESS_SECONDS = 120.0
+# All of the guest's memory goes to a disk.
+_SAVE_SECONDS = 1800.0
 # libvirt asks the guest agent first and waits for its word before it presses the power button.
 _SHUTDOWN_SECONDS = 15.0
 _VERSION_SECONDS = 1.0
@@ -229,6 +231,16 @@ class LibvirtDomains:
                 tolerant(domain.destroy, lambda: not domain.isActive())
 
         self._if_there(uuid, "destroy", act, seconds=_PROCESS_SECONDS)
+
+    def save(self, uuid: str) -> None:
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                return
+            if not domain.isPersistent():
+                raise RefusedError(f"{clean(domain.name(), 80)} is transient: libvirt saves none of those.")
+            tolerant(lambda: domain.managedSave(0), lambda: not domain.isActive() and domain.hasManagedSaveImage())
+
+        self._effect(uuid, "save", act, seconds=_SAVE_SECONDS)
 
     def pause(self, uuid: str) -> None:
         def act(domain: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, literal, select, text, union_all
 
+from hvctl.adapters.poolrows import read_reservations
 from hvctl.adapters.tables import HOST, OPERATION, STEP, VM
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Resources
@@ -52,7 +53,9 @@ def read_ledger(connection: Connection, host: str) -> Ledger:
             promised[row.uuid] = Promise(row.uuid, row.name, largest, holds=True, busy=True)
         elif before is not None:
             promised[row.uuid] = replace(before, busy=True)
-    return Ledger(tuple(sorted(promised.values(), key=lambda p: (p.vm_name, p.vm_uuid))))
+    # Read after the promises: what moves from a promise to a reservation in between is then counted twice, not never.
+    reservations = read_reservations(connection, host)
+    return Ledger(tuple(sorted(promised.values(), key=lambda p: (p.vm_name, p.vm_uuid))), reservations)
 
 
 def _resources(row: Any) -> Resources:

@@ -17,6 +17,7 @@ from sqlalchemy import delete, insert, select, update
 from hvctl.adapters import schema
 from hvctl.adapters.database import Database
 from hvctl.adapters.jobruns import JobRuns
+from hvctl.adapters.poolstore import PoolMove, PoolStore, apply_move
 from hvctl.adapters.rows import (
     COUNTED,
     IS_OPEN,
@@ -47,6 +48,7 @@ class Store:
         self._database = Database(url)
         self.samples = Samples(self._database)
         self.jobs = JobRuns(self._database)
+        self.pool = PoolStore(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -123,9 +125,11 @@ class Store:
         steps: Sequence[StepRecord] = (),
         promise: Promise | Forget | None = None,
         record: Record | None = None,
+        move: PoolMove | None = None,
     ) -> None:
         """End an operation, journal its steps and write what its VM is promised from now on (None: as before), with
-        the record that says so in full. Closing again with the same state changes nothing."""
+        the record that says so in full, and what changes hands in the pool. Closing again with the same state
+        changes nothing."""
         if state is OpState.OPEN:
             raise ValueError("an operation cannot be closed as open")
         with self._database.transaction(write=True) as connection:
@@ -135,6 +139,9 @@ class Store:
                 .values(state=state.value, closed_at=_now(), reason=reason, result=result)
                 .returning(OPERATION.c.host, OPERATION.c.vm_uuid)
             )
+            if move is not None:
+                host = select(OPERATION.c.host).where(OPERATION.c.id == operation)
+                lock_host(connection, connection.execute(host).scalar_one())
             closed = connection.execute(closing).first()
             if closed is None:
                 ended = connection.execute(select(OPERATION.c.state).where(OPERATION.c.id == operation)).scalar()
@@ -161,6 +168,8 @@ class Store:
                         **counted,
                     )
                 )
+            if move is not None:
+                apply_move(connection, closed.host, move)
 
     def operation(self, operation: int) -> Operation:
         """One operation with its steps; NotFoundError."""

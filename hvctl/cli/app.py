@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, job, model, node, operation, snapshot, top, vm
+from hvctl.cli import allocate, host, image, interrupt, job, model, node, operation, pool, snapshot, top, vm
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -26,9 +26,13 @@ app.add_typer(operation.app, name="operation")
 app.add_typer(host.app, name="host")
 app.add_typer(node.app, name="node")
 app.add_typer(job.app, name="job")
+app.add_typer(pool.app, name="pool")
+app.add_typer(pool.reserve, name="reserve")
 app.add_typer(host.config, name="config")
 app.command("allocate")(allocate.allocate)
 app.command("reset")(snapshot.reset)
+app.command("interrupt")(interrupt.interrupt)
+app.command("resume")(interrupt.resume)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
 app.command("top")(top.top)

@@ -1,4 +1,4 @@
-"""hvctl vm create|list|show|start|stop|delete|exec|console|adopt|protect"""
+"""hvctl vm create|list|show|start|stop|delete|exec|console|adopt|protect|set"""
 
 from __future__ import annotations
 
@@ -147,6 +147,8 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("promised", "-" if promised is None else _promised(promised)),
         ("protected", "yes" if data["protected"] else "no"),
+        ("priority", "-" if data["priority"] is None else str(data["priority"])),
+        ("interruptible", "yes" if data["interruptible"] else "no"),
         ("labels", ", ".join(f"{k}={v}" for k, v in data["labels"].items()) or "-"),
         ("warm resets", "ready" if not data["missing"] else f"lacks {', '.join(data['missing'])}"),
         ("console", data["console"] or "-"),
@@ -324,3 +326,28 @@ def dirty_rate(
         data = collect.dirty_rate(engine, vm, seconds)
     rate = format_size(int(data["dirty_bytes_per_second"]))
     render.detail(options, "dirty_rate", data, [("vm", data["vm"]), ("dirtied", f"{rate}/s over {seconds} s")])
+
+
+@app.command("set")
+def set_(
+    context: typer.Context,
+    vm: VmName,
+    priority: Annotated[int | None, typer.Option(metavar="N", help="0 to 1000; lower goes first.")] = None,
+    interruptible: Annotated[
+        bool | None, typer.Option("--interruptible/--no-interruptible", help="May it be interrupted for others?")
+    ] = None,
+    dry_run: DryRun = False,
+    exit_code: ExitCode = False,
+) -> None:
+    """Set a VM's priority, and whether its resources may be taken back while it runs (hvctl interrupt)."""
+    if priority is None and interruptible is None:
+        raise UsageError("set was not told what to set.", "hvctl vm set VM --priority 300 --interruptible")
+    from hvctl.operations import vm as verbs
+
+    options = globals_of(context)
+    with options.engine() as engine:
+        result = verbs.configure(
+            engine, vm, priority=priority, interruptible=interruptible, dry_run=dry_run, key=options.key
+        )
+    render.outcome(options, result)
+    pending(result, exit_code)

@@ -99,6 +99,22 @@ def plan_protect(vm: Vm, on: bool) -> Plan:
     return Plan(f"protect {vm.name}", (SetRecord(vm.uuid, replace(record, protected=on)),))
 
 
+def plan_set(vm: Vm, priority: int | None, interruptible: bool | None) -> Plan | Refusal:
+    record = vm.record or Record(vm.allocation)
+    if priority is not None and not 0 <= priority <= 1000:
+        return Refusal(f"a priority of {priority} is outside 0 to 1000.", "500 is the default")
+    if interruptible and record.protected:
+        return Refusal(f"{vm.name} is protected: nobody may interrupt it.", f"hvctl vm protect {vm.name} --off")
+    new = replace(
+        record,
+        priority=record.priority if priority is None else priority,
+        interruptible=record.interruptible if interruptible is None else interruptible,
+    )
+    if new == vm.record:
+        return Plan(f"set {vm.name}", (), ("it is as asked already",))
+    return Plan(f"set {vm.name}", (SetRecord(vm.uuid, new),))
+
+
 def plan_adopt(vm: Vm, xml: str, adopted: str) -> Plan | Refusal:
     """Only the persistent definition changes; it takes effect at the next start of the VM."""
     if not vm.persistent:

@@ -12,6 +12,7 @@ from typing import assert_never
 from hvctl.decide.allocate import plan_allocation, with_parts
 from hvctl.decide.answer import Answer
 from hvctl.decide.archiverecovery import load_answer, save_answer
+from hvctl.decide.away import interrupt_answer, resume_answer
 from hvctl.decide.reset import binding_difference, go_on, partial_load, reset_steps
 from hvctl.decide.scope import disk_targets
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
@@ -69,7 +70,7 @@ def answer(
                 return Answer(OpState.UNDONE, reason="nothing was changed")
             folder: tuple[Step, ...] = (RemoveFiles(uuid),) if before.vm and before.vm.monitor is None else ()
             return Answer(OpState.UNDONE, (Redefine(uuid, before.xml), *folder), "the definition is as before")
-        case Kind.PROTECT:
+        case Kind.PROTECT | Kind.SET:
             done = now is not None and now.record == before.goal
             return Answer(OpState.DONE if done else OpState.UNDONE, goal_holds=done, reason="as observed")
         case Kind.SNAPSHOT_TAKE:
@@ -81,6 +82,10 @@ def answer(
             return save_answer(before, archived)
         case Kind.SNAPSHOT_LOAD:
             return load_answer(uuid, phase, before, now, snapshots, kept)
+        case Kind.INTERRUPT:
+            return interrupt_answer(uuid, phase, before, now, snapshots)
+        case Kind.RESUME:
+            return resume_answer(before, now)
         case Kind.RESET:
             return _reset(uuid, phase, before, now, binding, back)
         case _:

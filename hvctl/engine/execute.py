@@ -27,6 +27,8 @@ Progress = Callable[[str], None]
 UNKNOWN = (DeadlineError, UnreachableError, BusyError)
 # What these have done cannot be taken back: once one of their steps is done, recovery finishes them.
 FORWARD = (Kind.STOP, Kind.DELETE, Kind.SNAPSHOT_DELETE)
+# Of these, once one of these steps is done: the process of the guest has ended, or its RAM is in the new one alone.
+ENDED = {Kind.INTERRUPT: ("save_guest", "end_guest", "destroy"), Kind.RESUME: ("start", "continue_guest")}
 STEP_ERRORS = (HvctlError, OSError)
 
 
@@ -187,7 +189,9 @@ class Execution:
     def _irreversible(self) -> bool:
         if self.recovering or self.phase is not Phase.TOUCHING:
             return self.kind is Kind.RESET and self.phase is Phase.TOUCHING
-        return self.kind is Kind.RESET or (self.kind in FORWARD and any(r.outcome == "done" for r in self.records))
+        done = {r.name for r in self.records if r.outcome == "done"}
+        forward = (self.kind in FORWARD and done) or done.intersection(ENDED.get(self.kind, ()))
+        return self.kind is Kind.RESET or bool(forward)
 
     def _unwind(self, error: StepError) -> None:
         while self._inverses:

@@ -11,6 +11,7 @@ from hvctl.adapters import agent as guest
 from hvctl.decide.allocate import memory_floor
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
 from hvctl.engine.archivehands import archive_hand
+from hvctl.engine.awayhands import away_hand
 from hvctl.engine.observe import observe
 from hvctl.engine.snapshothands import snapshot_hand
 from hvctl.errors import BusyError, DeadlineError, GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
@@ -73,7 +74,7 @@ def apply(host: Host, step: p.Step, margin: int, seen: Vm | None = None) -> Appl
             host.domains.set_record(uuid, record)
             return Applied(p.SetRecord(uuid, old))
         case _:
-            return archive_hand(host, step, seen) or snapshot_hand(host, step, margin, seen)
+            return archive_hand(host, step, seen) or away_hand(host, step) or snapshot_hand(host, step, margin, seen)
 
 
 def _shutdown(host: Host, uuid: str, seconds: float) -> Applied:

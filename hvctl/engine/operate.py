@@ -13,9 +13,11 @@ from typing import Any
 
 from hvctl import codec
 from hvctl.adapters.store import Store
-from hvctl.decide.admission import admit, capacity_of, holders
+from hvctl.decide.admission import admit, holders
 from hvctl.engine.execute import Execution, Progress, StepError
 from hvctl.engine.faults import Faults
+from hvctl.engine.handover import capacity, pool_move, promised_need
+from hvctl.engine.learned import learned
 from hvctl.engine.lock import VmLock, vm_lock
 from hvctl.engine.observe import observe, observe_all
 from hvctl.engine.recover import recover_vm
@@ -24,6 +26,7 @@ from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
 from hvctl.model.plan import Enter, Plan, Refusal
+from hvctl.model.pool import Need
 from hvctl.model.stepwords import step_detail, step_name
 from hvctl.model.vm import Process, Vm
 from hvctl.ports import Host
@@ -49,14 +52,19 @@ class Decision:
     @property
     def wanted(self) -> Resources | None:
         """What must be free on the host before the first step; None asks for nothing."""
-        return resources(self.goal.allocation) if self.goal and self.holds else None
+        if not self.goal or not self.holds:
+            return None
+        return resources(self.goal.allocation) if self.before.left is None else self.before.left
 
 
 Decide = Callable[[Vm | None], Decision | Refusal]
 
 
 class Engine:
-    """One hypervisor and its journal, opened for one command or one daemon."""
+    """One hypervisor and its journal, opened for one command or one daemon.
+
+    needs(vm, gap) predicts what a VM needs when it comes back after `gap` seconds; clock is seconds since 1970, which
+    reservations are kept by, since they outlive every process and boot."""
 
     def __init__(self, settings: Settings, host: Host, store: Store, progress: Progress = lambda _: None) -> None:
         self.settings = settings
@@ -65,6 +73,8 @@ class Engine:
         self.progress = progress
         self.faults = Faults()
         self.facts: HostFacts = host.domains.facts()
+        self.needs: Callable[[Vm, float], Need] = promised_need
+        self.clock: Callable[[], float] = time.time
         self.who = os.environ.get("SUDO_USER") or _user()
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
@@ -72,7 +82,7 @@ class Engine:
         with self._released():
             vm = self._observed(ref) if ref else None
             decision = _decided(decide(vm))
-        check = self._admission(vm, decision.wanted, vm.uuid if vm else "")
+        check = self._admission(vm, decision.wanted, vm.uuid if vm else "", vm.name if vm else name)
         if check:
             check(self.store.ledger(self.facts.name))
         return self._outcome(kind, vm.uuid if vm else "", name if vm is None else vm.name, None, decision)
@@ -125,7 +135,7 @@ class Engine:
             who=self.who,
             boot_id=self.facts.boot_id,
             key=key,
-            admit=self._admission(decision.before.vm, decision.wanted, uuid),
+            admit=self._admission(decision.before.vm, decision.wanted, uuid, name),
             held=decision.wanted,
         )
         if key and (operation.state is not OpState.OPEN or operation.vm_uuid != uuid):
@@ -143,7 +153,7 @@ class Engine:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}
             decision = replace(decision, goal=goal, result=result)
-        decision = replace(decision, result=decision.result | _learned(run, began))
+        decision = replace(decision, result=decision.result | learned(run, began))
         outcome = self._outcome(kind, uuid, name, OpState.DONE, decision, operation.id, run, time.monotonic() - began)
         self.store.close_operation(
             operation.id,
@@ -153,6 +163,7 @@ class Engine:
             steps=run.records,
             promise=_promise(uuid, name, decision),
             record=decision.goal,
+            move=None if run.mended else pool_move(self, kind, decision.before, OpState.DONE),
         )
         self.faults.point(kind.value, "closed", "after")
         lock.clear()
@@ -223,7 +234,9 @@ class Engine:
         finally:
             self.host.machine.release()
 
-    def _admission(self, vm: Vm | None, want: Resources | None, uuid: str) -> Callable[[Ledger], None] | None:
+    def _admission(
+        self, vm: Vm | None, want: Resources | None, uuid: str, name: str
+    ) -> Callable[[Ledger], None] | None:
         """The check that opening the row makes; what is observed is read before, so that nothing slow happens under
         the host's lock. Nobody else is looked at for a VM that runs and asks for no more than it was promised: that is
         never refused, and its promise changes only under its own lock."""
@@ -234,16 +247,17 @@ class Engine:
             if own is not None and own.holds and own.resources.largest(want) == own.resources:
                 return None
         observed = observe_all(self.host)
-        capacity = capacity_of(self.facts, self.settings)
+        most, now = capacity(self), self.clock()
 
         def check(ledger: Ledger) -> None:
-            refusal = admit(capacity, holders(ledger, self._looked_again(ledger, observed)), uuid, want)
+            held = holders(ledger, self.looked_again(ledger, observed))
+            refusal = admit(most, held, uuid, want, ledger.reservations, name, now)
             if refusal:
                 raise RefusedError(refusal.message, refusal.hint)
 
         return check
 
-    def _looked_again(self, ledger: Ledger, observed: Sequence[Vm]) -> list[Vm]:
+    def looked_again(self, ledger: Ledger, observed: Sequence[Vm]) -> list[Vm]:
         """A VM that was off a moment ago, and is promised room now, may have been started in between: a look under the
         host's lock decides. There are few such VMs, since a stop takes the promise away."""
         promised = {p.vm_uuid for p in ledger.promised if p.holds and not p.busy}
@@ -340,35 +354,6 @@ class Engine:
         )
 
 
-def _learned(run: Execution, began: float) -> dict[str, Any]:
-    """What only the steps could tell, in one place. paused is seconds that the guest did not run, continued_after from
-    the call until it went on, first_life from there to its answer; bytes and tracker are those of the RAM written."""
-    facts = {r.name: r.facts for r in run.records if r.facts}
-    found: dict[str, Any] = {}
-    if run.stopped is not None and run.continued is not None:
-        found |= {"paused": run.paused, "continued_after": run.continued - began}
-    if "life" in facts.get("await_life", {}):
-        found["first_life"] = facts["await_life"]["life"]
-    passes = [r.facts for r in run.records if r.name == "restore_ram" and r.outcome == "done"]
-    if passes:
-        reseeded = facts.get("await_life", {}).get("reseeded") or any(
-            r.name == "reseed" and r.outcome == "done" for r in run.records
-        )
-        found |= {
-            "pages": sum(p["pages"] for p in passes),
-            "bytes": sum(p["bytes"] for p in passes),
-            "tracker": passes[0]["by"],
-            "uniqueness": "reseeded" if reseeded else "not guaranteed",
-        }
-    if "audit" in facts:
-        found["missed"] = facts["audit"]["missed"]
-    if "write_archive" in facts:
-        found |= facts["write_archive"]
-    if "bind_snapshot" in facts:
-        found |= facts["bind_snapshot"]
-    return found
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -379,7 +364,11 @@ def _user() -> str:
 def _promise(uuid: str, name: str, decision: Decision) -> Promise | Forget | None:
     if decision.forget:
         return FORGET
-    return Promise(uuid, name, resources(decision.goal.allocation), decision.holds) if decision.goal else None
+    if decision.goal is None:
+        return None
+    left = decision.before.left
+    counted = resources(decision.goal.allocation) if left is None else left
+    return Promise(uuid, name, counted, decision.holds)
 
 
 def _decided(answer: Decision | Refusal) -> Decision:

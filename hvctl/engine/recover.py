@@ -11,6 +11,7 @@ from hvctl import codec
 from hvctl.decide.recovery import answer
 from hvctl.decide.scope import disk_targets
 from hvctl.engine.execute import Execution, StepError
+from hvctl.engine.handover import pool_move
 from hvctl.engine.lock import VmLock
 from hvctl.engine.observe import observe
 from hvctl.errors import NotFoundError, NotUndoneError
@@ -72,7 +73,8 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
     if succeeded and end.forget:
         promise = FORGET
     elif succeeded and end.goal_holds and before.goal:
-        promise = Promise(uuid, operation.vm_name, resources(before.goal.allocation), before.holds)
+        counted = resources(before.goal.allocation) if before.left is None else before.left
+        promise = Promise(uuid, operation.vm_name, counted, before.holds)
     if run.mended:
         # As where nobody died: the VM is right, and what was wrong must not pass for success.
         state, reason = OpState.FAILED if succeeded else state, f"{reason}; {' '.join(run.mended)}"
@@ -87,6 +89,7 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
         steps=run.records,
         promise=promise,
         record=before.goal,
+        move=pool_move(engine, operation.kind, before, state),
     )
     lock.clear()
     return engine.store.operation(operation.id)

@@ -112,6 +112,28 @@ class Resources:
             self.cpu + other.cpu, self.memory + other.memory, self.network + other.network, self.iops + other.iops
         )
 
+    def __sub__(self, other: Resources) -> Resources:
+        """Elementwise, never below 0."""
+        return Resources(
+            max(0, self.cpu - other.cpu),
+            max(0, self.memory - other.memory),
+            max(0, self.network - other.network),
+            max(0, self.iops - other.iops),
+        )
+
+    def least(self, other: Resources) -> Resources:
+        """Elementwise minimum."""
+        return Resources(
+            min(self.cpu, other.cpu),
+            min(self.memory, other.memory),
+            min(self.network, other.network),
+            min(self.iops, other.iops),
+        )
+
+    @property
+    def any(self) -> bool:
+        return bool(self.cpu or self.memory or self.network or self.iops)
+
     def largest(self, other: Resources) -> Resources:
         """Elementwise maximum: what a resize holds until it is closed."""
         return Resources(
@@ -137,12 +159,15 @@ def resources(allocation: Allocation) -> Resources:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What hvctl promised a VM, kept in the domain's metadata and in the database."""
+    """What hvctl promised a VM, kept in the domain's metadata and in the database. priority is from 0 to 1000;
+    interruptible: its resources may be taken back while it runs, and it then comes back later."""
 
     allocation: Allocation
     image: str | None = None
     protected: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    priority: int = 500
+    interruptible: bool = False
 
     def with_allocation(self, allocation: Allocation) -> Record:
         return replace(self, allocation=allocation)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hvctl.model.allocation import Resources
+from hvctl.model.pool import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,10 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """All promises of one host at one moment, read under the lock that the next promise needs."""
+    """All promises and reservations of one host at one moment, read under the lock that the next one needs."""
 
     promised: tuple[Promise, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
 
 
 class Forget(Enum):

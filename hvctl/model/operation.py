@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from hvctl.model.allocation import Allocation, Record
+from hvctl.model.allocation import Allocation, Record, Resources
+from hvctl.model.pool import Away
 from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
@@ -25,6 +26,9 @@ class Kind(StrEnum):
     SNAPSHOT_SAVE = "snapshot-save"
     SNAPSHOT_LOAD = "snapshot-load"
     RESET = "reset"
+    SET = "set"
+    INTERRUPT = "interrupt"
+    RESUME = "resume"
 
 
 class OpState(StrEnum):
@@ -64,6 +68,9 @@ class Before:
     scratch: Snapshot | None = None
     archive: str = ""
     load: str = ""
+    away: Away | None = None
+    left: Resources | None = None
+    grace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
 from hvctl.model.archivesteps import ArchiveStep
+from hvctl.model.awaysteps import AwayStep
 from hvctl.model.operation import Phase
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.tracker import TrackerKind
@@ -354,6 +355,7 @@ Step = (
     | RestoreBalloon
     | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
     | ArchiveStep
+    | AwayStep
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
+from hvctl.model.awaysteps import Notice
 from hvctl.model.plan import Step
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.tracker import TrackerKind
@@ -39,6 +40,8 @@ def _shown(name: str, value: Any) -> str:
             return value.name
         case Range():
             return format_range(value)
+        case Notice():
+            return f"{value.event} ({value.how})"
         case TrackerKind():
             return "" if value is TrackerKind.AUTO else value.value
         case None if name not in ("percent", "weight"):

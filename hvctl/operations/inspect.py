@@ -64,6 +64,8 @@ def vm(settings: Settings, ref: str) -> dict[str, Any]:
         record = data.pop("record")
         data["promised"] = record["allocation"] if record else None
         data["protected"] = found.protected
+        data["priority"] = found.record.priority if found.record else None
+        data["interruptible"] = bool(found.record and found.record.interruptible)
         data["labels"] = found.labels
         data["image"] = found.record.image if found.record else None
         data["console"] = host.domains.console(found.uuid) if found.state.active else None

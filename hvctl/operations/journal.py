@@ -7,6 +7,7 @@ import re
 from hvctl.adapters.store import Store
 from hvctl.engine.operate import Engine
 from hvctl.model.operation import Operation, OpState
+from hvctl.model.pool import Held
 from hvctl.settings import Settings
 
 
@@ -26,6 +27,11 @@ def operation(settings: Settings, number: int) -> Operation:
 
 
 def recover(engine: Engine) -> tuple[list[Operation], tuple[Operation, ...]]:
-    """End what dead owners left; the ended operations, and those that are still open (owned, or not observable)."""
+    """End what dead owners left, and carry on the demands among it; the ended operations, and those that are still
+    open (owned, or not observable)."""
     ended = engine.sweep()
+    if any(r.state is Held.WAITING for r in engine.store.pool.reservations(engine.facts.name)):
+        from hvctl.operations.demand import Progress, finish
+
+        finish(engine, Progress())
     return ended, engine.store.open_operations(engine.facts.name)

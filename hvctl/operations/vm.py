@@ -195,6 +195,29 @@ def protect(engine: Engine, ref: str, on: bool, *, dry_run: bool = False, key: s
     return _run(engine, Kind.PROTECT, ref, {"on": on}, decide, dry_run, key)
 
 
+def configure(
+    engine: Engine,
+    ref: str,
+    *,
+    priority: int | None = None,
+    interruptible: bool | None = None,
+    dry_run: bool = False,
+    key: str | None = None,
+) -> Outcome:
+    """Set what interruptions go by; None leaves it as it is."""
+
+    def decide(found: Vm | None) -> Decision | Refusal:
+        vm = _present(found, ref)
+        plan = life.plan_set(vm, priority, interruptible)
+        if isinstance(plan, Refusal):
+            return plan
+        goal = plan.steps[0].record if plan.steps else vm.record  # type: ignore[union-attr]
+        return Decision(plan, Before(vm=vm, goal=goal, holds=vm.state.active), goal=goal, holds=vm.state.active)
+
+    request = {"priority": priority, "interruptible": interruptible}
+    return _run(engine, Kind.SET, ref, request, decide, dry_run, key)
+
+
 def adoption(engine: Engine, vm: Vm) -> tuple[str, str]:
     """The VM's definition as it is, and as warm resets need it."""
     from hvctl.adapters import domainxml

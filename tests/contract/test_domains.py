@@ -88,6 +88,7 @@ def test_the_list_is_complete_and_sorted(host: Host, running: str, defined: VmSp
         lambda d: d.get("nobody"),
         lambda d: d.start(NOBODY),
         lambda d: d.shutdown(NOBODY),
+        lambda d: d.save(NOBODY),
         lambda d: d.pause(NOBODY),
         lambda d: d.resume(NOBODY),
         lambda d: d.set_vcpus(NOBODY, 1),
@@ -174,6 +175,22 @@ def test_a_guest_powers_off_when_asked(host: Host, outside: Outside) -> None:
         host.domains.shutdown(vm)
         assert host.domains.wait_state(vm, frozenset({State.OFF}), 30.0) is State.OFF
         assert host.domains.get(vm).process is None
+
+
+def test_a_saved_guest_goes_on_where_it_was(host: Host, outside: Outside) -> None:
+    with made(outside, outside.spec(), start=True) as vm:
+        outside.spoil(vm)
+        work = outside.content(vm)
+        host.domains.save(vm)
+        host.domains.save(vm)
+        saved = host.domains.get(vm)
+        assert (saved.state, saved.reason, saved.process) == (State.OFF, "saved", None)
+        with pytest.raises(RefusedError):
+            host.domains.start(vm, paused=True)
+        host.domains.start(vm)
+        outside.await_guest(vm)
+        assert host.domains.get(vm).state is State.RUNNING
+        assert outside.content(vm) == work
 
 
 def test_a_vm_whose_process_died_is_off(host: Host, outside: Outside, defined: VmSpec) -> None:

@@ -30,12 +30,14 @@ from hvctl.model.operation import OpState
 from tests.contract.stores import at_once, begin, database_url, migrated_store  # noqa: F401
 from tests.postgresql import postgresql_cluster  # noqa: F401
 
-NEXT = """
+HEAD = schema.revisions()[-1]
+AFTER = "9000"
+NEXT = f"""
 import os, signal
 import sqlalchemy as sa
 from alembic import op
-revision = "0003"
-down_revision = "0002"
+revision = "{AFTER}"
+down_revision = "{HEAD}"
 def upgrade():
     op.create_table("lease", sa.Column("id", sa.Integer(), primary_key=True))
     op.add_column("vm", sa.Column("class", sa.Text()))
@@ -127,7 +129,7 @@ def test_a_newer_schema_is_refused_and_left_alone(store: Store, engine: Engine, 
             attempt()
         assert "upgrade hvctl" in (caught.value.hint or "")
     assert revision(engine) == unknown
-    assert not list(tmp_path.glob("state/*.0002*"))
+    assert not list(tmp_path.glob(f"state/*.{HEAD}*"))
 
 
 def test_looking_at_an_empty_database_changes_nothing(url: str, engine: Engine, tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_looking_at_an_empty_database_changes_nothing(url: str, engine: Engine, 
 @pytest.mark.parametrize("death", ["first", "next"])
 def test_a_migration_that_is_killed_did_not_happen(url: str, engine: Engine, death: str, tmp_path: Path) -> None:
     today = migrations(tmp_path / "today")
-    newer = migrations(tmp_path / "newer", _0003_next=NEXT)
+    newer = migrations(tmp_path / "newer", _9000_next=NEXT)
     if death == "next":
         assert migrate(url, today) == 0
         with Store(url) as before:
@@ -155,20 +157,20 @@ def test_a_migration_that_is_killed_did_not_happen(url: str, engine: Engine, dea
         assert names == set()
     else:
         assert names == {"alembic_version", *SQLModel.metadata.tables}
-        assert revision(engine) == "0002"
+        assert revision(engine) == HEAD
         assert "class" not in {c["name"] for c in inspect(engine).get_columns("vm")}
         with Store(url) as after:
             assert [o.reason for o in after.operations(state=OpState.OPEN)] == [None]
 
     assert migrate(url, newer) == 0
-    assert revision(engine) == "0003"
+    assert revision(engine) == AFTER
     assert "lease" in inspect(engine).get_table_names()
 
 
 def test_an_upgrade_of_sqlite_leaves_a_private_copy_of_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "state" / "hvctl.db"
     url = f"sqlite:///{file}"
-    newer = migrations(tmp_path / "newer", _0003_next=NEXT)
+    newer = migrations(tmp_path / "newer", _9000_next=NEXT)
     with Store(url) as store:
         store.migrate()
         assert sorted(p.name for p in file.parent.iterdir()) == ["hvctl.db"]
@@ -178,8 +180,8 @@ def test_an_upgrade_of_sqlite_leaves_a_private_copy_of_the_old_file(tmp_path: Pa
         assert migrate(url, newer) == 0
     finally:
         os.umask(old_mask)
-    copy = file.with_name("hvctl.db.0002")
-    assert sorted(p.name for p in file.parent.iterdir()) == ["hvctl.db", "hvctl.db.0002"]
+    copy = file.with_name(f"hvctl.db.{HEAD}")
+    assert sorted(p.name for p in file.parent.iterdir()) == ["hvctl.db", f"hvctl.db.{HEAD}"]
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     with Store(f"sqlite:///{copy}") as before:
         before.check_schema()
@@ -192,10 +194,10 @@ def test_no_upgrade_without_room_for_the_copy(tmp_path: Path, monkeypatch: pytes
     file = tmp_path / "state" / "hvctl.db"
     with Store(f"sqlite:///{file}") as store:
         store.migrate()
-        file.with_name("hvctl.db.0002").mkdir()  # stands in the way of the copy
-        monkeypatch.setattr(schema, "MIGRATIONS", migrations(tmp_path / "newer", _0003_next=NEXT))
+        file.with_name(f"hvctl.db.{HEAD}").mkdir()  # stands in the way of the copy
+        monkeypatch.setattr(schema, "MIGRATIONS", migrations(tmp_path / "newer", _9000_next=NEXT))
         with pytest.raises(UnreachableError, match=re.escape("cannot be copied before its upgrade")):
             store.migrate()
         monkeypatch.undo()
         store.check_schema()
-    assert sorted(p.name for p in file.parent.iterdir()) == ["hvctl.db", "hvctl.db.0002"]
+    assert sorted(p.name for p in file.parent.iterdir()) == ["hvctl.db", f"hvctl.db.{HEAD}"]

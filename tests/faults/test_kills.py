@@ -17,11 +17,19 @@ from host.loaded import Loaded, loaded
 
 from faults.command import FakeSite
 from hvctl.adapters.fake.state import RAM_BYTES
+from hvctl.decide.admission import holders
+from hvctl.decide.reservations import FOREVER, kept_by_others
+from hvctl.engine.handover import capacity
 from hvctl.engine.lock import free
+from hvctl.engine.observe import observe_all
+from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
+from hvctl.model.allocation import Resources
 from hvctl.model.image import DefaultDisk, Image
+from hvctl.model.pool import Held
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State
+from hvctl.operations.journal import recover
 
 pytestmark = pytest.mark.processes
 
@@ -139,6 +147,45 @@ def _mounted(site: FakeSite) -> None:
     _taken(site, mounted=["vda"])
 
 
+def _interruptible(site: FakeSite) -> None:
+    """A guest that worked, and whose interruption frees what is asked in the cases."""
+    _taken(site)
+    assert site.run("vm", "set", "a", "--interruptible").returncode == 0
+
+
+def _squeezable(site: FakeSite) -> None:
+    _vm(site)
+    assert site.run("vm", "set", "a", "--interruptible").returncode == 0
+    _keep(site, "before")
+
+
+def _interrupted(site: FakeSite) -> None:
+    _interruptible(site)
+    done = site.run("interrupt", "a")
+    assert done.returncode == 0, done.stderr
+    assert _is_away(site)
+
+
+def _is_away(site: FakeSite) -> bool:
+    with open_engine(site.settings) as engine:
+        return [a.vm_name for a in engine.store.pool.away(engine.facts.name)] == ["a"]
+
+
+def _saved_and_away(site: FakeSite) -> bool:
+    return site.world.vm("a").state is State.OFF and _is_away(site) and not _snapshots(site)
+
+
+def _handed_over(site: FakeSite) -> bool:
+    with open_engine(site.settings) as engine:
+        found = [r for r in engine.store.pool.reservations(engine.facts.name) if r.owner == "b"]
+        return [(r.state, r.granted) for r in found] == [(Held.HELD, r.size) for r in found[:1]]
+
+
+def _came_back(site: FakeSite) -> bool:
+    running = site.world.vm("a").state is State.RUNNING
+    return running and not _is_away(site) and _content(site)["ram"] == _kept(site, "before")["ram"]
+
+
 def _busy_network(site: FakeSite) -> None:
     _taken(site)
     tap = site.world.vm("a").nics[0].tap
@@ -227,6 +274,7 @@ ALLOCATE = (
     "--cpu-weight",
     "50",
 )
+NEED = 63 << 30  # all that may be promised of a fake host
 POLICY = Path(__file__).parent / "released.toml"
 LOADED = ("restore_ram", "load_state", "restore_ram")
 KEPT = ("prepare_snapshot", "pause", "save_state", "copy_ram")
@@ -296,6 +344,22 @@ CASES = {
             lambda site: bool(site.world.vm("a").record and site.world.vm("a").record.protected),
             phases=(),
         ),
+        Case("set", ("vm", "set", "a", "--priority", "300"), ("set_record",), _vm,
+             lambda site: bool(site.world.vm("a").record and site.world.vm("a").record.priority == 300), ()),
+        Case("interrupt", ("interrupt", "a"), ("notify_guest", "save_guest", "clear_nics", "drop_snapshot"),
+             _interruptible, _saved_and_away),
+        Case("interrupt", ("interrupt", "a", "--how", "shutdown"),
+             ("notify_guest", "end_guest", "clear_nics", "drop_snapshot"), _interruptible, _saved_and_away,
+             name="interrupt-shutdown"),
+        Case("interrupt", ("interrupt", "a", "--how", "power-off"),
+             ("notify_guest", "destroy", "clear_nics", "drop_snapshot"), _interruptible, _saved_and_away,
+             name="interrupt-power-off"),
+        Case("interrupt", ("interrupt", "--need", f"memory={NEED >> 30}GiB", "--owner", "b"),
+             ("notify_guest", "save_guest", "clear_nics", "drop_snapshot"), _interruptible, _handed_over,
+             name="interrupt-for-need"),
+        Case("interrupt", ("interrupt", "--need", f"memory={(NEED >> 20) - 100}MiB", "--owner", "b"),
+             ("notify_guest", "set_memory", "set_record"), _squeezable, _handed_over, name="interrupt-squeeze"),
+        Case("resume", ("resume", "a"), ("start", "notify_guest"), _interrupted, _came_back),
         Case(
             "snapshot-take",
             ("snapshot", "take", "a", "s"),
@@ -398,7 +462,7 @@ POINTS = [(name, point) for name, case in CASES.items() for point in case.points
 
 def recovered(site: FakeSite) -> None:
     with open_engine(site.settings) as engine:
-        engine.sweep()
+        recover(engine)
 
 
 def assert_contract(site: FakeSite) -> None:
@@ -425,6 +489,19 @@ def assert_contract(site: FakeSite) -> None:
         assert set(engine.host.network.owners()) <= known
         for promise in engine.store.promises(engine.facts.name):
             assert promise.vm_uuid in known
+        pool = engine.store.pool.reservations(engine.facts.name)
+        assert not [r for r in pool if r.state is Held.WAITING], "a demand that nobody carries on"
+        assert_within_capacity(engine)
+
+
+def assert_within_capacity(engine: Engine) -> None:
+    """What is promised and what is reserved, now and whenever a reservation begins."""
+    ledger, most = engine.store.ledger(engine.facts.name), capacity(engine)
+    held = holders(ledger, observe_all(engine.host))
+    kept = kept_by_others(ledger.reservations, held, frozenset(), engine.clock(), FOREVER)
+    taken = sum((r for _, r in held.values()), Resources()) + kept
+    assert taken.memory <= most.memory
+    assert taken.cpu <= most.cpu
 
 
 @pytest.fixture(scope="module")
@@ -477,7 +554,9 @@ def test_the_cases_name_every_step(site: LoadedSite, name: str) -> None:
     case = CASES[name]
     done = site.run("-f", "json", *case.argv)
     assert done.returncode == 0, done.stderr
-    assert [s["name"] for s in json.loads(done.stdout)["operation"]["steps"]] == list(case.steps)
+    document = json.loads(done.stdout)
+    operation = document.get("operation") or document["interruption"]["operations"][0]
+    assert [s["name"] for s in operation["steps"]] == list(case.steps)
     assert case.happened(site)
     assert_contract(site)
 
@@ -604,3 +683,16 @@ def test_a_guest_that_somebody_resumed_half_way_is_quarantined(tmp_path: Path) -
     assert site.run("vm", "stop", "a", "--force").returncode == 0
     assert site.run("vm", "start", "a").returncode == 0
     assert site.run("allocate", "a", "--vcpus", "2").returncode == 0
+
+
+@pytest.mark.parametrize("point", ["reserved:after", "shrunk:after", "gone:before", "gone:after"])
+def test_a_demand_is_carried_on_by_whoever_comes_next(tmp_path: Path, point: str) -> None:
+    """Killed between its operations: nothing is open then, and what is still to be done stands in its row."""
+    site = FakeSite(tmp_path)
+    _interruptible(site)
+    case = CASES["interrupt-for-need"]
+    assert site.run(*case.argv, fault=f"demand:{point}=kill").returncode == -9
+    recovered(site)
+    assert case.happened(site)
+    assert_contract(site)
+    assert len([o for o in site.json("operation", "list")["operations"] if o["kind"] == "interrupt"]) == 1

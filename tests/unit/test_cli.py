@@ -244,6 +244,52 @@ def test_a_whole_life(run: Run, site: FakeSite) -> None:
     assert site.world.read().vms == {}
 
 
+def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
+    """Every option of it, on a host that is full but for 1 GiB."""
+    for name in ("spot", "other"):
+        site.world.add_vm(name, memory=512 << 20, nics=0, disks=())
+    choose = ("vm", "set", "spot", "--priority", "100", "--interruptible")
+    assert run(*choose, "--dry-run", "--exit-code").status == Exit.CHANGES_PENDING
+    assert run(*choose).status == 0
+    assert run("vm", "set", "other", "--no-interruptible").status == 0
+    assert run("vm", "set", "other").status == Exit.USAGE
+    assert run("vm", "set", "other", "--priority", "1001").status == Exit.REFUSED
+    limits = ("--cpu-overcommit", "2", "--memory-overcommit", "1", "--reserve-cpus", "1", "--reserve-memory", "62GiB")
+    assert run("pool", "set", *limits, "--network", "1Gbit", "--iops", "5000").status == 0
+    assert run("pool", "set").status == Exit.USAGE
+    shown = json.loads(run("-f", "json", "pool", "show").out)["pool"]
+    assert [r["resource"] for r in shown] == ["cpu", "memory", "network", "iops"]
+    assert (shown[1]["capacity"], shown[1]["free"]) == (2 << 30, 1 << 30)
+    assert "1 GiB" in run("pool", "show").out
+    kept = ("--cpu", "1.5", "--memory", "256MiB", "--net", "10Mbit", "--iops", "100", "--reason", "a release")
+    when = ("--from", "+1h", "--for", "2h", "--half-life", "10min")
+    assert run("reserve", "create", "build-7", *kept, *when, "--dry-run").status == 0
+    assert run("reserve", "create", "build-7", *kept, *when).status == 0
+    assert run("reserve", "create", "build-8", "--memory", "9GiB").status == Exit.REFUSED
+    assert "build-7" in run("reserve", "list").out
+    assert run("reserve", "release", "1").status == 0
+    assert "build-7" not in run("reserve", "list").out
+    assert "build-7" in run("reserve", "list", "--all").out
+    demand = ("interrupt", "--need", "cpu=2,memory=1.25GiB", "--owner", "ci-9", "--for", "1h", "--return", "30min")
+    demand += ("--by", "+0s", "--how", "save", "--gentlest", "save", "--grace", "1", "--within", "5min")
+    planned = run(*demand, "--dry-run")
+    assert planned.status == 0, planned.err
+    assert "spot: save" in planned.out
+    assert "other is not interruptible" in planned.out
+    assert site.world.vm("spot").state.value == "running"
+    done = json.loads(run("-f", "json", *demand).out)["interruption"]
+    assert (done["demand"]["state"], [v["vm"] for v in done["victims"]]) == ("held", ["spot"])
+    assert "spot" in run("resume").out
+    assert run("resume", "--due", "--dry-run").status == 0
+    assert run("interrupt", "--due").status == 0
+    assert run("reserve", "release", str(done["demand"]["id"])).status == 0
+    assert run("resume", "spot").status == 0
+    assert run("interrupt", "spot", "--reason", "maintenance", "--grace", "1").status == 0
+    for wrong in (("interrupt",), ("interrupt", "spot", "--need", "cpu=1"), ("interrupt", "--need", "cores=1")):
+        assert run(*wrong).status == Exit.USAGE
+    assert run("interrupt", "--need", "cpu=1", "--gentlest", "shutdown", "--how", "save").status == Exit.USAGE
+
+
 def test_config_show_hides_the_password(run: Run, site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HVCTL_DATABASE_URL", "postgresql://hv:geheim@db.example/hv")
     for form in ("table", "json", "yaml", "csv"):

@@ -11,6 +11,7 @@ from hvctl.decide.recovery import Answer, answer
 from hvctl.model import plan as p
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
+from hvctl.model.pool import Away, Rung
 from hvctl.model.reset import AS_USUAL, DiskPart, Scope
 from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.stepwords import step_name
@@ -51,6 +52,18 @@ def ended(
     return answer(operation, phase, before or BEFORE[kind], now, binding if now else None, snapshots, back=back)
 
 
+SPOT = replace(RUNNING, record=Record(OLD, interruptible=True))
+AWAY = Away(
+    UUID,
+    "a",
+    Rung.SAVE,
+    Record(OLD, interruptible=True),
+    Record(NEW, interruptible=True),
+    0.0,
+    3600.0,
+    "why",
+    "says who",
+)
 BEFORE: dict[Kind, Before] = {
     Kind.CREATE: Before(goal=Record(OLD), holds=True),
     Kind.START: Before(OFF, Record(OLD), holds=True),
@@ -64,6 +77,9 @@ BEFORE: dict[Kind, Before] = {
     Kind.SNAPSHOT_SAVE: Before(RUNNING, snapshot=SNAPSHOT, archive="/archive"),
     Kind.SNAPSHOT_LOAD: Before(OFF, Record(OLD), SNAPSHOT, holds=True, archive="/archive", load="7"),
     Kind.RESET: Before(RUNNING, Record(OLD), SNAPSHOT, was_running=True, holds=True),
+    Kind.SET: Before(RUNNING, Record(OLD, protected=True), holds=True),
+    Kind.INTERRUPT: Before(SPOT, Record(OLD, interruptible=True), away=AWAY, grace=5.0),
+    Kind.RESUME: Before(OFF, Record(NEW, interruptible=True), holds=True, away=AWAY),
 }
 PROTECTED = replace(RUNNING, record=Record(OLD, protected=True))
 
@@ -127,6 +143,21 @@ TABLE: list[tuple[Kind, Phase, Vm | None, tuple[Snapshot, ...], OpState, str]] =
     (Kind.RESET, COMMITTED, PAUSED, (SNAPSHOT,), DONE, "resume set_record"),
     (Kind.RESET, COMMITTED, RUNNING, (SNAPSHOT,), DONE, "set_record"),
     (Kind.RESET, COMMITTED, GONE, (), FAILED, ""),
+    (Kind.SET, BEGUN, RUNNING, (), UNDONE, ""),
+    (Kind.SET, BEGUN, PROTECTED, (), DONE, ""),
+    # Its room was promised to somebody: an interruption is done again, unless it may not be any more.
+    (Kind.INTERRUPT, BEGUN, SPOT, (), DONE, "notify_guest save_guest clear_nics"),
+    (Kind.INTERRUPT, TOUCHING, SPOT, (SNAPSHOT,), DONE, "save_guest clear_nics drop_snapshot"),
+    (Kind.INTERRUPT, TOUCHING, OFF, (SNAPSHOT,), DONE, "clear_nics drop_snapshot"),
+    (Kind.INTERRUPT, TOUCHING, PROTECTED, (), UNDONE, "notify_guest"),
+    (Kind.INTERRUPT, TOUCHING, RUNNING, (), UNDONE, "notify_guest"),
+    (Kind.INTERRUPT, TOUCHING, GONE, (), FAILED, "clear_nics"),
+    # Whether it came back is seen; then it has what was worked out for it, else it stays away.
+    (Kind.RESUME, BEGUN, OFF, (), UNDONE, ""),
+    (Kind.RESUME, TOUCHING, OFF, (), UNDONE, ""),
+    (Kind.RESUME, TOUCHING, RUNNING, (), DONE,
+     "set_cpu_quota set_nic_limit set_memory set_vcpus set_record"),
+    (Kind.RESUME, TOUCHING, GONE, (), FAILED, ""),
 ]  # fmt: skip
 
 
@@ -260,6 +291,11 @@ def test_every_kind_has_its_rows() -> None:
         (Kind.RESET, COMMITTED, RUNNING, "goal"),
         (Kind.RESET, TOUCHING, RUNNING, "as before"),
         (Kind.RESET, TOUCHING, GONE, "as before"),
+        (Kind.INTERRUPT, TOUCHING, OFF, "goal"),
+        (Kind.INTERRUPT, TOUCHING, GONE, "as before"),
+        (Kind.INTERRUPT, TOUCHING, RUNNING, "as before"),
+        (Kind.RESUME, TOUCHING, RUNNING, "goal"),
+        (Kind.RESUME, TOUCHING, OFF, "as before"),
     ],
 )
 def test_what_is_promised_after(kind: Kind, phase: Phase, now: Vm | None, holds: str) -> None:

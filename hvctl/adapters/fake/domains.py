@@ -116,6 +116,8 @@ class FakeDomains:
         with self._call("start", uuid) as world:
             vm = world.vm(uuid)
             if not vm.state.active:
+                if paused and vm.saved:
+                    raise RefusedError(f"a saved state of {vm.name} is held, and it would go on with it.")
                 life.boot(world, vm, paused=paused)
 
     def shutdown(self, uuid: str) -> None:
@@ -129,6 +131,14 @@ class FakeDomains:
             vm = world.vms.get(uuid)
             if vm and vm.state.active:
                 life.halt(world, vm, "destroyed")
+
+    def save(self, uuid: str) -> None:
+        with self._call("save", uuid) as world:
+            vm = world.vm(uuid)
+            if vm.state.active:
+                if not vm.persistent:
+                    raise RefusedError(f"{vm.name} is transient: it cannot be saved.")
+                life.save(world, vm)
 
     def pause(self, uuid: str) -> None:
         with self._call("pause", uuid) as world:

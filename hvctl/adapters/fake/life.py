@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Tap, Used, World
+from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, Part, Saved, Tap, Used, World
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Process, State
 
@@ -33,6 +33,9 @@ def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
     vm.dead, vm.agent_gap, vm.exits, vm.greeted = False, 0, {}, False
     vm.tracking, vm.prepared = None, {}
     vm.used, vm.started = Used(), world.seconds or 0.0
+    if vm.saved is not None:
+        vm.ram, vm.devices, vm.live, vm.online = vm.saved.ram, vm.saved.devices, vm.saved.live, vm.saved.online
+        vm.saved, vm.reason = None, "restored"
     for nic in vm.nics:
         if nic.tap:
             world.taps[nic.tap] = Tap(vm.uuid)
@@ -41,6 +44,14 @@ def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
         vm.ram.moment = vm.devices.moment = world.tick()
         return
     _run(world, vm)
+
+
+def save(world: World, vm: FakeVm) -> None:
+    if vm.state is not State.RUNNING or vm.live is None:
+        raise RefusedError(f"{vm.name} is {vm.state}, so it cannot be saved.", f"hvctl vm show {vm.name}")
+    saved = Saved(vm.ram, vm.devices, vm.live, vm.online)
+    halt(world, vm, "saved")
+    vm.saved = saved
 
 
 def halt(world: World, vm: FakeVm, reason: str) -> None:

@@ -99,6 +99,16 @@ class Used:
 
 
 @dataclass(slots=True)
+class Saved:
+    """What libvirt keeps of a guest whose process ended: it goes on from there."""
+
+    ram: Part
+    devices: Part
+    live: Allocation
+    online: list[bool]
+
+
+@dataclass(slots=True)
 class FakeVm:
     """One domain with its QEMU process and guest. config is the persistent definition, live what is in force.
 
@@ -148,6 +158,7 @@ class FakeVm:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
+    saved: Saved | None = None
     exits: dict[int, Exec] = field(default_factory=dict)
     used: Used = field(default_factory=Used)
     started: float = 0.0

@@ -1,0 +1,205 @@
+"""Carrying a demand to its end: neighbours shrink, victims go one after the other, and the demand holds what it
+asked for, or nothing. Everything that is still to be done stands in its row, so that anybody may carry it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from hvctl.decide.interrupt import Ask, plan_interruption
+from hvctl.engine.facts import interruption_facts
+from hvctl.engine.handover import capacity, room_for
+from hvctl.engine.lock import vm_lock
+from hvctl.engine.observe import observe_all
+from hvctl.engine.operate import Engine
+from hvctl.errors import BusyError, HvctlError, NotFoundError, RefusedError, UndoneError
+from hvctl.model.allocation import Change
+from hvctl.model.host import Ledger
+from hvctl.model.operation import Outcome
+from hvctl.model.plan import Refusal
+from hvctl.model.pool import Errand, Held, Neighbour, Reservation
+from hvctl.operations.allocate import allocate
+from hvctl.operations.pool import release
+from hvctl.operations.victim import interrupt_one
+
+TRIES = 5
+_ENDS_BY_ITSELF = (RefusedError, UndoneError, NotFoundError)
+
+
+@dataclass
+class Progress:
+    """What was done for a demand in this run."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def current(engine: Engine, number: int) -> Reservation:
+    return engine.store.pool.change(engine.facts.name, number, lambda one, _: one)
+
+
+def carry_on(engine: Engine, number: int, done: Progress) -> Reservation:
+    """Until it holds all of it. RefusedError: that cannot be had any more; then it holds nothing, and who went for it
+    is due. Any other error: it stays as it is, and `hvctl recover` carries it on. BusyError: somebody else does."""
+    with vm_lock(engine.settings.locks_dir, f"demand-{number}", engine.settings.lock_wait):
+        demand = current(engine, number)
+        tried: set[str] = set()
+        for _ in range(TRIES):
+            if demand.state is not Held.WAITING or demand.errand is None:
+                break
+            _shrink(engine, demand.errand, done)
+            _regrant(engine, demand)
+            engine.faults.point("demand", "shrunk", "after")
+            _victims(engine, demand, tried, done)
+            engine.faults.point("demand", "gone", "before")
+            demand = _grown(engine, number)
+            engine.faults.point("demand", "gone", "after")
+            if demand.state is Held.WAITING:
+                demand = _again(engine, demand, frozenset(tried))
+        if demand.state is Held.WAITING:
+            give_up(engine, demand, "it was tried often enough.")
+        if demand.state is Held.ENDED:
+            raise RefusedError(f"the demand {number} has ended.", "hvctl reserve list --all")
+        return demand
+
+
+def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progress) -> None:
+    errand = demand.errand or Errand(0.0, 0.0, ())
+    away = {a.vm_uuid: a for a in engine.store.pool.away(engine.facts.name, returned=True) if a.demand == demand.id}
+    returns = {r.owner: r.id for r in engine.store.pool.reservations(engine.facts.name)}
+    for uuid, rung in errand.victims:
+        tried.add(uuid)
+        now = current(engine, demand.id)
+        if uuid in away or now.state is not Held.WAITING:
+            continue
+        try:
+            outcome = interrupt_one(
+                engine, uuid, rung, back=errand.back, grace=errand.grace, reason=demand.reason, demand=now,
+                returns=returns.get(uuid),
+            )  # fmt: skip
+        except _ENDS_BY_ITSELF as e:
+            done.warnings.append(f"another victim is looked for: {e.message}")
+            return
+        done.outcomes.append(outcome)
+        done.warnings += outcome.warnings
+
+
+def _grown(engine: Engine, number: int) -> Reservation:
+    """With whatever is free by now, also what nobody gave it."""
+    most, observed = capacity(engine), observe_all(engine.host)
+
+    def edit(one: Reservation, ledger: Ledger) -> Reservation:
+        if one.state is not Held.WAITING:
+            return one
+        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        granted = one.granted.largest(got).least(one.size)
+        return replace(one, granted=granted, state=one.state if (one.size - granted).any else Held.HELD)
+
+    return engine.store.pool.change(engine.facts.name, number, edit)
+
+
+def _again(engine: Engine, demand: Reservation, tried: frozenset[str]) -> Reservation:
+    """Other victims for what still lacks."""
+    errand = demand.errand
+    if errand is None:
+        return demand
+    facts = interruption_facts(engine, errand.back)
+    seconds = None if demand.ends_at is None else demand.ends_at - facts.now
+    ask = Ask(demand.size, demand.owner, seconds, errand.back, facts.now, errand.rungs, errand.grace,
+              demand=demand.id, done=tried)  # fmt: skip
+    plan = plan_interruption(facts, ask)
+    if isinstance(plan, Refusal):
+        give_up(engine, demand, plan.message)
+        raise RefusedError(f"{plan.message} The demand {demand.id} was given up.", plan.hint)
+    victims = tuple((t.seen.vm.uuid, t.rung) for t in plan.turns)
+    return engine.store.pool.change(
+        engine.facts.name, demand.id, lambda one, _: replace(one, errand=replace(errand, victims=victims))
+    )
+
+
+def give_up(engine: Engine, demand: Reservation, why: str) -> None:
+    """It holds nothing any more, and who went for it may come back."""
+    engine.progress(f"demand {demand.id} is given up: {why}")
+    release(engine, demand.id)
+    engine.store.pool.return_now(engine.facts.name, demand.id, engine.clock())
+
+
+# --- neighbours
+
+
+def _shrink(engine: Engine, errand: Errand, done: Progress) -> None:
+    """A neighbour that does not give it after all is left alone: then less is held of the return."""
+    for neighbour in errand.neighbours:
+        change = Change(memory=neighbour.to.memory, cpu_quota=neighbour.to.cpu_quota)
+        try:
+            outcome = allocate(engine, neighbour.vm_uuid, change)
+        except _ENDS_BY_ITSELF as e:
+            done.warnings.append(f"a neighbour does not give what was planned: {e.message}")
+            continue
+        done.outcomes += [outcome] if outcome.operation else []
+
+
+def _regrant(engine: Engine, demand: Reservation) -> None:
+    """After neighbours gave, the returns hold what they were to hold."""
+    if demand.errand is None or not demand.errand.neighbours:
+        return
+    most, observed = capacity(engine), observe_all(engine.host)
+    victims = {uuid for uuid, _ in demand.errand.victims}
+
+    def edit(one: Reservation, ledger: Ledger) -> Reservation:
+        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        return replace(one, granted=one.granted.largest(got))
+
+    for one in engine.store.pool.reservations(engine.facts.name):
+        if one.owner in victims and one.state is Held.HELD:
+            engine.store.pool.change(engine.facts.name, one.id, edit)
+
+
+def restore_neighbours(engine: Engine, done: Progress) -> None:
+    """Of demands whose victims are all back: who gave of theirs gets it again as soon as there is room."""
+    host = engine.facts.name
+    gone = {a.demand for a in engine.store.pool.away(host)}
+    for one in engine.store.pool.reservations(host, ended=True):
+        errand = one.errand
+        if errand is None or not errand.neighbours or errand.victims or one.id in gone:
+            continue
+        left = tuple(n for n in errand.neighbours if not _restored(engine, n, done))
+        if left != errand.neighbours:
+            engine.store.pool.change(host, one.id, _with_neighbours(left))
+
+
+def _with_neighbours(left: tuple[Neighbour, ...]) -> Callable[[Reservation, Ledger], Reservation]:
+    def edit(one: Reservation, _: Ledger) -> Reservation:
+        return one if one.errand is None else replace(one, errand=replace(one.errand, neighbours=left))
+
+    return edit
+
+
+def _restored(engine: Engine, neighbour: Neighbour, done: Progress) -> bool:
+    had = neighbour.had.allocation
+    try:
+        outcome = allocate(engine, neighbour.vm_uuid, Change(memory=had.memory, cpu_quota=had.cpu_quota))
+    except NotFoundError:
+        return True
+    except HvctlError as e:
+        done.warnings.append(f"a neighbour does not have its own again yet: {e.message}")
+        return False
+    done.outcomes += [outcome] if outcome.operation else []
+    return True
+
+
+def waiting(engine: Engine) -> list[Reservation]:
+    return [r for r in engine.store.pool.reservations(engine.facts.name) if r.state is Held.WAITING]
+
+
+def finish(engine: Engine, done: Progress) -> list[Reservation]:
+    """Carry on what dead owners left; what is somebody's is left to them."""
+    ended = []
+    for one in waiting(engine):
+        try:
+            ended.append(carry_on(engine, one.id, done))
+        except BusyError:
+            continue
+        except HvctlError as e:
+            engine.progress(f"demand {one.id}: {e.message}")
+    return ended

@@ -1,0 +1,286 @@
+"""Demands, interruptions and returns through the engine on a fake host with little room; after every step of every
+operation what is promised and reserved fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from faults.command import FakeSite
+
+from hvctl.engine.faults import Faults
+from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
+from hvctl.model.allocation import Resources
+from hvctl.model.operation import Outcome
+from hvctl.model.pool import Held, Need, Rung
+from hvctl.model.vm import State
+from hvctl.operations import comeback, interrupt, pool
+from hvctl.operations import vm as verbs
+from hvctl.operations.journal import recover
+from unit.enginehost import add_image, new_vm
+from unit.poolhost import HOUR, MIB, add, ask, gone, journal, reserved, saves, small
+
+
+def steps(outcome: Outcome) -> list[str]:
+    return [s.name for s in outcome.steps]
+
+
+def test_a_demand_gets_what_its_victim_had_and_the_victim_comes_back(site: FakeSite) -> None:
+    uuid = add(site, "spot", priority=100)
+    add(site, "dear", priority=900)
+    before = site.world.content("spot")
+    with small(site, 1024) as engine:
+        report = interrupt.for_need(engine, saves(400))
+        assert report.demand is not None
+        assert (report.demand.state, report.demand.granted.memory) == (Held.HELD, 400 * MIB)
+        assert site.world.vm("spot").state is State.OFF
+        assert site.world.vm("dear").state is State.RUNNING
+        assert gone(engine)["spot"].return_at == 1000.0 + HOUR
+        assert reserved(engine)[uuid].size.memory == 512 * MIB
+        assert not engine.store.promise_of(engine.facts.name, uuid).holds  # type: ignore[union-attr]
+        assert "400 MiB" in site.world.vm("spot").executed[0] or site.world.vm("spot").executed
+        with pytest.raises(RefusedError, match="memory lacks"):
+            verbs.start(engine, "spot")
+    with small(site, 1024, later=HOUR) as engine:
+        (back,) = comeback.due(engine).outcomes
+        assert steps(back)[0] == "start"
+        assert gone(engine) == {}
+        assert site.world.content("spot")["ram"] == before["ram"], "it goes on where it was"
+
+
+def test_the_owner_starts_inside_its_reservation_and_nobody_else(site: FakeSite) -> None:
+    add_image(site)
+    add(site, "spot")
+    with small(site, 700, ever=False) as engine:
+        interrupt.for_need(engine, saves(600, owner="ci-9"))
+        wanted = {"memory": 600 * MIB, "max_memory": 1024 * MIB, "bridges": ()}
+        with pytest.raises(RefusedError, match="memory lacks"):
+            verbs.create(engine, new_vm("thief", **wanted))
+        verbs.create(engine, new_vm("ci-9", **wanted))
+        assert site.world.vm("ci-9").state is State.RUNNING
+    with small(site, 700, later=HOUR, checked=False) as engine:
+        late = comeback.due(engine)
+        assert late.outcomes == ()
+        ((who, why),) = late.left
+        assert who.vm_name == "spot"
+        assert "memory lacks" in why
+        verbs.stop(engine, "ci-9", force=True, seconds=1.0)
+        assert len(comeback.due(engine).outcomes) == 1
+
+
+def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
+    add(site, "spot", vcpus=2)
+    with small(site, 2048) as engine:
+        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), f"seen {gap:g} s", known=True)
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
+        assert gone(engine)["spot"].forecast == "seen 60 s"
+    with small(site, 2048, later=60.0) as engine:
+        (back,) = comeback.due(engine).outcomes
+        assert steps(back)[:3] == ["set_memory", "set_vcpus", "start"], "the definition, before it starts"
+        now = site.world.vm("spot")
+        assert (now.allocation.vcpus, now.allocation.memory) == (3, 900 * MIB)
+        assert now.record is not None
+        assert now.record.allocation.memory == 900 * MIB
+
+
+def test_a_cpu_demand_pauses_and_memory_stays_held(site: FakeSite) -> None:
+    uuid = add(site, "spot", vcpus=4)
+    with small(site, 1024) as engine:
+        report = interrupt.for_need(engine, ask(cpu=1600, rungs=(Rung.PAUSE, Rung.SAVE)))
+        assert site.world.vm("spot").state is State.PAUSED
+        assert report.demand is not None
+        assert report.demand.state is Held.HELD
+        assert engine.store.promise_of(engine.facts.name, uuid).resources == Resources(memory=512 * MIB)  # type: ignore[union-attr]
+    with small(site, 1024, later=HOUR) as engine:
+        (back,) = comeback.due(engine).outcomes
+        assert steps(back)[0] == "continue_guest"
+        assert site.world.vm("spot").state is State.RUNNING
+        assert engine.store.promise_of(engine.facts.name, uuid).resources == Resources(400, 512 * MIB)  # type: ignore[union-attr]
+
+
+def test_a_squeeze_takes_what_is_not_used_and_gives_it_back(site: FakeSite) -> None:
+    add(site, "spot", used=100)
+    with small(site, 512) as engine:
+        interrupt.for_need(engine, ask(300))
+        now = site.world.vm("spot")
+        assert (now.state, now.allocation.memory, now.allocation.cpu_quota) == (State.RUNNING, 132 * MIB, None)
+        assert now.record is not None
+        assert now.record.allocation.memory == 132 * MIB
+    with small(site, 512, later=HOUR) as engine:
+        comeback.due(engine)
+        assert site.world.vm("spot").allocation.memory == 512 * MIB
+
+
+def test_neighbours_shrink_first_and_get_theirs_again(site: FakeSite) -> None:
+    add(site, "spot", priority=1)
+    add(site, "near", interruptible=False, used=100)
+    with small(site, 1024) as engine:
+        report = interrupt.for_need(engine, saves(200, seconds=2 * HOUR))
+        kinds = [o.kind for o in report.outcomes]
+        assert kinds == ["allocate", "interrupt"], "who shrinks goes first"
+        assert site.world.vm("near").allocation.memory == 312 * MIB
+    with small(site, 1024, later=HOUR) as engine:
+        back = comeback.due(engine)
+        assert [o.kind for o in back.outcomes] == ["resume"]
+        assert "a neighbour does not have its own again yet" in back.warnings[0]
+    with small(site, 1024, later=2 * HOUR) as engine:
+        back = comeback.due(engine)
+        assert [o.kind for o in back.outcomes] == ["allocate"]
+        assert site.world.vm("near").allocation.memory == 512 * MIB
+        assert comeback.due(engine).outcomes == ()
+
+
+def test_a_guest_that_ignores_everything_is_ended(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.set_behaviour("spot", ignores_shutdown=True, agent="silent")
+    with small(site, 512) as engine:
+        (done,) = interrupt.vms(engine, ["spot"], Rung.SHUTDOWN, back=HOUR, grace=1.0, reason="a test")
+        assert site.world.vm("spot").state is State.OFF
+        assert any("was not told" in w for w in done.warnings)
+        assert any("its process was ended" in w for w in done.warnings)
+
+
+def test_what_cannot_be_saved_stays_and_another_one_goes(site: FakeSite) -> None:
+    cheap = add(site, "cheap", priority=1)
+    add(site, "next", priority=900)
+    site.world.fail("save", uuid=cheap)
+    with small(site, 1024) as engine:
+        report = interrupt.for_need(engine, saves(300))
+        assert report.demand is not None
+        assert report.demand.state is Held.HELD
+        assert site.world.vm("cheap").state is State.RUNNING
+        assert site.world.vm("next").state is State.OFF
+        assert any("another victim" in w for w in report.warnings)
+        assert [o.state for o in journal(engine, "interrupt")] == ["done", "undone"]
+
+
+def test_when_nobody_is_left_the_demand_is_given_up_and_who_went_is_due(site: FakeSite) -> None:
+    add(site, "one", priority=1)
+    two = add(site, "two", priority=900)
+    site.world.fail("save", uuid=two)
+    with small(site, 1024) as engine:
+        with pytest.raises(RefusedError, match="was given up"):
+            interrupt.for_need(engine, saves(900))
+        assert "new" not in reserved(engine)
+        assert gone(engine)["one"].return_at == 1000.0
+        assert [o.vm_name for o in comeback.due(engine).outcomes] == ["one"]
+
+
+def test_nothing_is_handed_over_while_it_is_unknown_whether_the_victim_is_off(site: FakeSite) -> None:
+    """The save overruns: it may happen yet. The room stays the victim's until somebody saw it off."""
+    uuid = add(site, "spot")
+    site.world.fail("save", "DeadlineError", after=True)
+    with small(site, 512) as engine:
+        with pytest.raises(NotUndoneError, match="unknown"):
+            interrupt.for_need(engine, saves(300))
+        assert reserved(engine)["new"].granted.memory == 0
+        assert engine.store.promise_of(engine.facts.name, uuid) is None
+        with pytest.raises(RefusedError):
+            pool.reserve(engine, pool.Wanted("thief", "", Resources(memory=1 * MIB), 1000.0, None))
+        recover(engine)
+        assert reserved(engine)["new"].state is Held.HELD
+        assert len(journal(engine, "interrupt")) == 1, "nobody is interrupted twice for one demand"
+
+
+def test_a_delayed_demand_begins_when_its_time_has_come(site: FakeSite) -> None:
+    add(site, "spot", used=400)
+    with small(site, 1112) as engine:
+        pool.reserve(engine, pool.Wanted("other", "", Resources(memory=500 * MIB), 1000.0, 1000.0 + 2 * HOUR))
+        report = interrupt.for_need(engine, saves(300, seconds=4 * HOUR))
+        assert report.scheduled
+        assert site.world.vm("spot").state is State.RUNNING
+        assert interrupt.due(engine) == []
+        hurried = interrupt.for_need(engine, saves(300, seconds=4 * HOUR, until=1000.0), dry_run=True)
+        assert hurried.plan is not None
+        assert hurried.plan.given_up
+    with small(site, 1112, later=HOUR) as engine:
+        (begun,) = interrupt.due(engine)
+        assert begun.demand is not None
+        assert begun.demand.state is Held.HELD
+        assert site.world.vm("spot").state is State.OFF
+        assert interrupt.due(engine) == []
+
+
+def test_a_request_with_the_same_key_is_the_same_demand(site: FakeSite) -> None:
+    add(site, "one")
+    add(site, "two")
+    with small(site, 1024) as engine:
+        first, again = (interrupt.for_need(engine, saves(400), key="k") for _ in range(2))
+        assert first.demand is not None
+        assert again.demand is not None
+        assert first.demand.id == again.demand.id
+        assert len(gone(engine)) == 1
+
+
+class Meanwhile(Faults):
+    """Somebody else does something between two operations of a demand."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        super().__init__("")
+        self._what = what
+
+    def point(self, kind: str, step: str, when: str) -> None:
+        if (kind, step, when) == ("demand", "reserved", "after"):
+            self._what()
+
+
+def test_who_was_protected_meanwhile_stays(site: FakeSite) -> None:
+    """Between the choice of the victim and its turn."""
+    add(site, "spot")
+    with small(site, 512) as engine, small(site, 512) as other:
+        engine.faults = Meanwhile(lambda: verbs.protect(other, "spot", True))
+        with pytest.raises(RefusedError, match="spot is protected"):
+            interrupt.for_need(engine, saves(100))
+        assert site.world.vm("spot").state is State.RUNNING
+        assert (gone(engine), "new" in reserved(engine)) == ({}, False)
+        with pytest.raises(RefusedError, match="spot is protected"):
+            interrupt.vms(engine, ["spot"], Rung.SAVE, back=HOUR, grace=1.0, reason="a test")
+
+
+def test_a_victim_that_others_started_or_removed(site: FakeSite) -> None:
+    add(site, "back")
+    add(site, "lost")
+    with small(site, 2048, checked=False) as engine:
+        interrupt.vms(engine, ["back", "lost"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
+        site.world.start("back")
+        site.world.undefine("lost")
+    with small(site, 2048, later=60.0, checked=False) as engine:
+        done = comeback.due(engine)
+        assert [o.vm_name for o in done.outcomes] == ["back"]
+        assert [(a.vm_name, why) for a, why in done.left] == [("lost", "the VM is not there any more")]
+        assert gone(engine) == {}
+        with pytest.raises(NotFoundError, match="is not away"):
+            comeback.resume(engine, ["back"])
+
+
+def test_dry_runs_change_nothing(site: FakeSite) -> None:
+    add(site, "spot")
+    before = site.world.read()
+    with small(site, 512) as engine:
+        report = interrupt.for_need(engine, saves(300), dry_run=True)
+        assert report.plan is not None
+        assert [t.seen.vm.name for t in report.plan.turns] == ["spot"]
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="", dry_run=True)
+        assert (reserved(engine), gone(engine), journal(engine, "interrupt")) == ({}, {}, [])
+    assert site.world.read() == before
+
+
+def test_the_pool_adds_up(site: FakeSite) -> None:
+    add(site, "one", used=100)
+    with small(site, 1024) as engine:
+        pool.reserve(engine, pool.Wanted("x", "", Resources(100, 200 * MIB), 1000.0, None, 60.0))
+        memory = next(r for r in pool.show(engine) if r["resource"] == "memory")
+        assert (memory["allocated"], memory["used"], memory["reserved"]) == (512 * MIB, 100 * MIB, 200 * MIB)
+        assert memory["free"] == (1024 - 512 - 200) * MIB
+        pool.set_limits(engine, replace(pool.limits(engine), memory_overcommit=2.0))
+        assert next(r for r in pool.show(engine) if r["resource"] == "memory")["overcommit"] == 2.0
+    with small(site, 1024, later=60.0) as engine:
+        (row,) = pool.reservations(engine)
+        assert row["kept"]["memory"] == 100 * MIB, "half of it went back"
+        assert row["wasted"]["memory"] == 1.0
+        assert pool.release(engine, row["id"]).state is Held.ENDED
+        assert pool.release(engine, row["id"]).state is Held.ENDED
+        assert pool.reservations(engine) == []
+        with pytest.raises(NotFoundError):
+            pool.release(engine, 99)
