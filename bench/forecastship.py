@@ -24,7 +24,7 @@ from hvctl.model.forecast import Metric, ModelCard
 from hvctl.operations.model import limits
 
 HERE = Path(__file__).resolve().parent.parent
-ROWS = 240_000
+ROWS = 160_000
 
 
 def main() -> None:
