@@ -11,8 +11,8 @@ import numpy as np
 
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import Features, features
-from hvctl.forecasting.margin import LENGTHS, Known, OnlineMargin, capped
-from hvctl.forecasting.rulebook import Rulebook
+from hvctl.forecasting.margin import Known, OnlineMargin, capped
+from hvctl.forecasting.rulebook import LENGTHS, Rulebook
 from hvctl.forecasting.rules import rules
 from hvctl.forecasting.series import F32, FLOOR, I64, STEP, UNITS, Cases, Series
 from hvctl.model.forecast import Answerer, Forecast
@@ -105,7 +105,7 @@ def _resource(
                 patience = PATIENCE + PATIENCE_PER_VM * (len(series.vms) - 1)
                 word = panel.models.predict(key, made.x, patience)
                 if isinstance(word, np.ndarray):
-                    answer = _with_margin(panel, key, made, word, known, history)
+                    answer = _with_margin(panel, key, made, word, known)
                 else:
                     reason = word.reason
             base = panel.book.answer(key, said, history, known, FLOOR[resource])
@@ -122,11 +122,11 @@ def _resource(
     ]
 
 
-def _with_margin(panel: Panel, key: str, made: Features, word: F32, known: Known, history: I64) -> F32:
+def _with_margin(panel: Panel, key: str, made: Features, word: F32, known: Known) -> F32:
     value = made.value(word)
     margin = panel.margins.get(key)
     if margin is not None:
-        return margin.apply(np.arange(len(value)), history, value, made.floor, known.size)
+        return margin.apply(np.arange(len(value)), value, made.floor, known.size)
     return capped((value + made.floor) * np.float32(np.exp(panel.shifts.get(key, 0.0))) - made.floor, known.size)
 
 

@@ -10,14 +10,13 @@ from typing import Final
 import numpy as np
 
 from hvctl.forecasting.features import features
-from hvctl.forecasting.margin import LENGTHS
 from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
 
 QUANTILES: Final = (0.5, 0.95)
 TARGETS: Final = ("peak", "mean")
 PRICING: Final = 0.5
 GAPS: Final = (0, 6, 48)
-HISTORIES: Final = LENGTHS
+HISTORIES: Final = (12, 72, 288, 2016)
 LONGEST: Final = max(GAPS) + 12
 PARAMETERS: Final[dict[str, float | int]] = {
     "trees": 150,

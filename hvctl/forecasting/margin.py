@@ -13,19 +13,12 @@ import numpy as np
 from hvctl.forecasting.score import pinball
 from hvctl.forecasting.series import F32, F64, I64, Flags
 
-LENGTHS: Final = (12, 72, 288, 2016)  # slots of history that are told apart: 1 h, 6 h, 1 day, 7 days
 MIN_CASES: Final = 24  # of one VM, before its own record counts
 RATE: Final = 0.02
-FLEET_RATE: Final = 0.1  # per hour in which all of at least FLEET cases missed
-FLEET: Final = 20
+FLEET_RATE: Final = 0.15  # per hour in which all of a fleet of FLEET cases missed
+FLEET: Final = 50
 DEBT: Final = 0.2  # how far hits may carry a VM below its calibration, so that it does not creep up by chance
 LARGEST: Final = 3.0  # e^3: twenty times the raw forecast
-
-
-def length_of(history: I64) -> I64:
-    """The place in LENGTHS of the largest one that fits into each history; the first one for what is shorter."""
-    found: I64 = np.maximum(np.searchsorted(np.array(LENGTHS), history, side="right") - 1, 0)
-    return found
 
 
 class Kind(StrEnum):
@@ -120,53 +113,56 @@ def covering(
 
 
 class OnlineMargin:
-    """Logarithmic margins of one resource and quantile that rise at a miss and fall at a hit, so that misses become as
-    rare as stated: one for each length of history of the whole fleet, and one for each VM. shift is the resource's,
-    from its calibration."""
+    """One logarithmic margin for the fleet and one per VM, of one resource and quantile, raised at a miss and lowered
+    at a hit so that misses become as rare as stated. shift is the resource's, from its calibration."""
 
     def __init__(
         self, vms: int, quantile: float, shift: float = 0.0, rate: float = RATE, fleet_rate: float = FLEET_RATE
     ) -> None:
         self.quantile, self.rate, self.fleet_rate, self.shift = quantile, rate, fleet_rate, max(shift, 0.0)
-        self.fleet: F64 = np.zeros(len(LENGTHS))
+        self.fleet = 0.0
         self.level: F64 = np.zeros(vms)
         self.seen: I64 = np.zeros(vms, np.int64)
 
-    def of(self, vm: I64, history: I64) -> F32:
-        """What is added to log(forecast + floor), at least 0. history: slots that each forecast has seen."""
+    def of(self, vm: I64) -> F32:
+        """What is added to log(forecast + floor), at least 0."""
         own = np.where(self.seen[vm] >= MIN_CASES, self.level[vm], 0.0)
-        return np.clip(self.shift + self.fleet[length_of(history)] + own, 0, LARGEST).astype(np.float32)
+        return np.clip(self.shift + self.fleet + own, 0, LARGEST).astype(np.float32)
 
-    def apply(self, vm: I64, history: I64, forecast: F32, floor: F32 | float, size: F32) -> F32:
-        return capped((forecast + floor) * np.exp(self.of(vm, history)) - floor, size)
+    def apply(self, vm: I64, forecast: F32, floor: F32 | float, size: F32) -> F32:
+        return capped((forecast + floor) * np.exp(self.of(vm)) - floor, size)
 
-    def learn(self, vm: I64, history: I64, missed: F32) -> None:
+    def learn(self, vm: I64, missed: F32) -> None:
         """missed: 1 where the demand exceeded what was forecast with this margin, else 0; NaN teaches nothing. A VM
         may occur several times."""
         known = np.isfinite(missed)
-        vm, length, miss = vm[known], length_of(history[known]), missed[known] - (1 - self.quantile)
-        count = np.bincount(length, minlength=len(LENGTHS))
-        mean = np.bincount(length, miss, len(LENGTHS)) / np.maximum(count, 1)
-        self.fleet += self.fleet_rate * np.minimum(1.0, count / FLEET) * mean
-        np.clip(self.fleet, -self.shift - DEBT, LARGEST, out=self.fleet)
+        vm, missed = vm[known], missed[known]
+        if not len(vm):
+            return
+        step = self.fleet_rate * min(1.0, len(vm) / FLEET) * (float(missed.mean()) - (1 - self.quantile))
+        self.fleet = float(np.clip(self.fleet + step, -self.shift - DEBT, LARGEST))
         np.add.at(self.seen, vm, 1)
-        np.add.at(self.level, vm, self.rate * miss)
+        np.add.at(self.level, vm, self.rate * (missed - (1 - self.quantile)))
         np.clip(self.level, -self.shift - DEBT, LARGEST, out=self.level)
 
     def drift(self) -> Mapping[str, float]:
-        """How far the margins of the fleet (by slots of history) and of its VMs have moved from the calibration, as
-        factors."""
+        """How far the margins of the fleet and of its VMs have moved from the calibration, as factors."""
         known = self.level[self.seen >= MIN_CASES]
-        median, p90, most = np.exp(np.quantile(known, (0.5, 0.9, 1.0))) if len(known) else (1.0, 1.0, 1.0)
-        fleet = {f"fleet_{h}": float(np.exp(level)) for h, level in zip(LENGTHS, self.fleet, strict=True)}
-        own = {"vms": float(len(known)), "median": float(median), "p90": float(p90), "max": float(most)}
-        return {**fleet, **own}
+        if not len(known):
+            return {"vms": 0.0, "fleet": float(np.exp(self.fleet)), "median": 1.0, "p90": 1.0, "max": 1.0}
+        median, p90 = np.exp(np.quantile(known, (0.5, 0.9)))
+        return {
+            "vms": float(len(known)),
+            "fleet": float(np.exp(self.fleet)),
+            "median": float(median),
+            "p90": float(p90),
+            "max": float(np.exp(known.max())),
+        }
 
 
 def follow(
     margin: OnlineMargin,
     vm: I64,
-    history: I64,
     cut: I64,
     ends: I64,
     forecast: F32,
@@ -189,9 +185,7 @@ def follow(
         past, done = due[done:known], known
         # Every outcome that is complete by now was asked about in an earlier hour, so it has been told.
         margin.learn(
-            vm[past],
-            history[past],
-            np.where(np.isfinite(actual[past]), actual[past] > told[past], np.nan).astype(np.float32),
+            vm[past], np.where(np.isfinite(actual[past]), actual[past] > told[past], np.nan).astype(np.float32)
         )
-        told[rows] = margin.apply(vm[rows], history[rows], forecast[rows], floor[rows], size[rows])
+        told[rows] = margin.apply(vm[rows], forecast[rows], floor[rows], size[rows])
     return told

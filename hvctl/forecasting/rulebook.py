@@ -10,8 +10,10 @@ from typing import Final
 import numpy as np
 
 from hvctl.errors import UsageError
-from hvctl.forecasting.margin import LENGTHS, Kind, Known, Margin, covering, length_of, tune
+from hvctl.forecasting.margin import Kind, Known, Margin, covering, tune
 from hvctl.forecasting.series import F32, I64
+
+LENGTHS: Final = (12, 72, 288, 2016)  # slots: 1 h, 6 h, 1 day, 7 days
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def load_book(document: Mapping[str, Mapping[str, Iterable[str | float]]]) -> Ru
 
 def lengths(history: I64) -> I64:
     """The largest of LENGTHS that fits into each history (the smallest one for what is shorter)."""
-    found: I64 = np.array(LENGTHS)[length_of(history)]
+    at = np.searchsorted(np.array(LENGTHS), history, side="right") - 1
+    found: I64 = np.array(LENGTHS)[np.maximum(at, 0)]
     return found
 
 

@@ -122,9 +122,7 @@ def online(p: Part, forecast: F32, vms: int, shift: float, rates: tuple[float, f
     """The forecasts with the margin of each VM's own past, and the fleet's."""
     ends = p.cases.cut + p.cases.gap + p.cases.horizon
     margin = OnlineMargin(vms, QUANTILE, shift, *rates)
-    return follow(
-        margin, p.cases.vm, p.cases.history, p.cases.cut, ends, forecast, p.actual, p.made.floor, p.known.size
-    )
+    return follow(margin, p.cases.vm, p.cases.cut, ends, forecast, p.actual, p.made.floor, p.known.size)
 
 
 def best_rates(

@@ -102,7 +102,7 @@ def test_margins_raise_what_the_model_says() -> None:
     plain = one(forecast(FLEET, panel(Oracle(0.0)))).peak
     shifted = one(forecast(FLEET, panel(Oracle(0.0), shifts={"cpu-peak-0.95": 0.2}))).peak
     margin = OnlineMargin(len(FLEET.vms), 0.95, 0.0, 0.05, 0.0)
-    margin.learn(np.zeros(30, np.int64), np.full(30, 2016), np.ones(30, np.float32))
+    margin.learn(np.zeros(30, np.int64), np.ones(30, np.float32))
     followed = forecast(FLEET, panel(Oracle(0.0), margins={"cpu-peak-0.95": margin}))
     assert shifted == pytest.approx(plain * np.exp(0.2), rel=0.01)
     assert one(followed).peak > shifted

@@ -11,7 +11,6 @@ from hvctl.forecasting.lessons import drawn
 from hvctl.forecasting.margin import (
     FLEET,
     FLEET_RATE,
-    LENGTHS,
     Kind,
     Known,
     Margin,
@@ -21,16 +20,11 @@ from hvctl.forecasting.margin import (
     quantile_of,
     tune,
 )
-from hvctl.forecasting.rulebook import DEFAULT, Rulebook, composite, lengths, load_book
+from hvctl.forecasting.rulebook import DEFAULT, LENGTHS, Rulebook, composite, lengths, load_book
 from hvctl.forecasting.score import gain_interval, pinball, score
-from hvctl.forecasting.series import F32, I64
+from hvctl.forecasting.series import F32
 from hvctl.forecasting.trial import hourly, split
 from unit.fleets import fleet
-
-
-def week(vm: I64) -> I64:
-    return np.full(len(vm), 2016)
-
 
 RNG = np.random.default_rng(5)
 ONES = np.ones(4000, np.float32)
@@ -77,9 +71,7 @@ def drifting(rate: float, fleet_rate: float = 0.0) -> tuple[float, float, F32, F
     actual = RNG.lognormal(0, 0.5, len(vm)).astype(np.float32) * np.where(cut >= 300 * 12, 2, 1).astype(np.float32)
     forecast = np.full(len(vm), np.exp(0.5 * 1.645), np.float32)
     zero, endless = np.zeros(len(vm), np.float32), np.full(len(vm), np.inf, np.float32)
-    told = follow(
-        OnlineMargin(vms, 0.95, 0.0, rate, fleet_rate), vm, week(vm), cut, cut + 12, forecast, actual, zero, endless
-    )
+    told = follow(OnlineMargin(vms, 0.95, 0.0, rate, fleet_rate), vm, cut, cut + 12, forecast, actual, zero, endless)
     late = cut >= 600 * 12
     before = float((actual <= forecast)[late].mean())
     return before, float((actual <= told)[late].mean()), forecast, told
@@ -101,35 +93,33 @@ def test_without_a_rate_nothing_follows() -> None:
 def test_an_online_margin_waits_for_enough_cases_and_forgets_nothing_by_nan() -> None:
     margin = OnlineMargin(2, 0.95, 0.1, 0.05, 0.0)
     vm = np.zeros(10, np.int64)
-    margin.learn(vm, week(vm), np.ones(10, np.float32))
-    assert margin.of(np.array([0, 1]), np.array([2016, 2016])).tolist() == pytest.approx([0.1, 0.1])
-    margin.learn(vm, week(vm), np.full(10, np.nan, np.float32))
-    margin.learn(vm, week(vm), np.ones(10, np.float32))
-    assert margin.of(np.array([0]), np.array([2016]))[0] == pytest.approx(0.1)
-    margin.learn(vm, week(vm), np.ones(10, np.float32))
-    assert margin.of(np.array([0]), np.array([2016]))[0] == pytest.approx(0.1 + 30 * 0.05 * 0.95, rel=1e-5)
-    assert margin.of(np.array([1]), np.array([2016]))[0] == pytest.approx(0.1)
+    margin.learn(vm, np.ones(10, np.float32))
+    assert margin.of(np.array([0, 1])).tolist() == pytest.approx([0.1, 0.1])
+    margin.learn(vm, np.full(10, np.nan, np.float32))
+    margin.learn(vm, np.ones(10, np.float32))
+    assert margin.of(np.array([0]))[0] == pytest.approx(0.1)
+    margin.learn(vm, np.ones(10, np.float32))
+    assert margin.of(np.array([0]))[0] == pytest.approx(0.1 + 30 * 0.05 * 0.95, rel=1e-5)
+    assert margin.of(np.array([1]))[0] == pytest.approx(0.1)
     assert margin.drift()["vms"] == 1
 
 
 def test_the_fleet_margin_is_for_vms_that_have_no_record_too() -> None:
-    margin, few = OnlineMargin(200, 0.95, 0.0, 0.0), OnlineMargin(200, 0.95, 0.0, 0.0)
-    margin.learn(np.arange(FLEET), np.full(FLEET, 80), np.ones(FLEET, np.float32))
-    few.learn(np.arange(1), np.full(1, 80), np.ones(1, np.float32))
-    stranger = np.array([199])
-    assert margin.of(stranger, np.array([72]))[0] == pytest.approx(0.95 * FLEET_RATE)
-    assert few.of(stranger, np.array([72]))[0] == pytest.approx(0.95 * FLEET_RATE / FLEET)
-    # What is missed with six hours of history says nothing of forecasts with a week.
-    assert [margin.of(stranger, np.array([h]))[0] for h in (12, 288, 2016)] == [0, 0, 0]
-    assert margin.drift()["fleet_72"] > few.drift()["fleet_72"] > 1 == margin.drift()["fleet_12"]
+    margin = OnlineMargin(200, 0.95, 0.0, 0.0)
+    margin.learn(np.arange(FLEET), np.ones(FLEET, np.float32))
+    assert margin.of(np.array([199]))[0] == pytest.approx(0.95 * FLEET_RATE)
+    few = OnlineMargin(200, 0.95, 0.0, 0.0)
+    few.learn(np.arange(1), np.ones(1, np.float32))
+    assert few.of(np.array([199]))[0] == pytest.approx(0.95 * FLEET_RATE / FLEET)
+    assert margin.drift()["fleet"] > few.drift()["fleet"] > 1
 
 
 def test_no_margin_shrinks_a_forecast() -> None:
     margin = OnlineMargin(1, 0.95, 0.0, 0.5, 0.5)
-    margin.learn(np.zeros(500, np.int64), np.full(500, 2016), np.zeros(500, np.float32))
-    assert margin.apply(
-        np.array([0]), np.array([2016]), np.array([3.0], np.float32), 0.0, np.array([np.nan], np.float32)
-    ).tolist() == [3.0]
+    margin.learn(np.zeros(500, np.int64), np.zeros(500, np.float32))
+    assert margin.apply(np.array([0]), np.array([3.0], np.float32), 0.0, np.array([np.nan], np.float32)).tolist() == [
+        3.0
+    ]
 
 
 def test_an_outcome_counts_only_once_it_is_complete() -> None:
@@ -138,13 +128,13 @@ def test_an_outcome_counts_only_once_it_is_complete() -> None:
     forecast, actual = np.ones(60, np.float32), np.full(60, 9, np.float32)
     zero, endless = np.zeros(60, np.float32), np.full(60, np.inf, np.float32)
     told = [
-        follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, week(vm), cut, cut + wait, forecast, actual, zero, endless)
+        follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, cut, cut + wait, forecast, actual, zero, endless)
         for wait in (12, 12 * 40)
     ]
     assert told[0][-1] > told[1][-1] == 1.0
     changed = actual.copy()
     changed[-1] = 0
-    again = follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, week(vm), cut, cut + 12, forecast, changed, zero, endless)
+    again = follow(OnlineMargin(1, 0.95, 0.0, 0.05, 0.0), vm, cut, cut + 12, forecast, changed, zero, endless)
     np.testing.assert_array_equal(again, told[0])
 
 
