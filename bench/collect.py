@@ -160,6 +160,10 @@ def real(count: int, seconds: float) -> dict[str, Any]:
             say(f"real VM {i + 1} of {count}")
         _settle(engine, f"bench-{os.getpid()}-")
         subprocess.run([*HVCTL, "-q", "job", "pause"], env=environment, check=True)
+        looks, before_looks = 20, time.process_time()
+        for _ in range(looks):
+            seen = engine.host.meter.read()
+        look = (time.process_time() - before_looks) / looks / len(seen.vms)
         libvirtd = _libvirtd()
         idle = _share(libvirtd, seconds)
         daemon = subprocess.Popen([*HVCTL, "-q", "node", "run"], env=environment)
@@ -176,13 +180,17 @@ def real(count: int, seconds: float) -> dict[str, Any]:
     mine = {s.uuid for s in found if s.name.startswith(f"bench-{os.getpid()}-")}
     if status or len(mine) != count:
         raise SystemExit(f"bench: the daemon ended with {status} and has samples of {len(mine)} of {count} VMs")
-    say(f"{count} real VMs: daemon {shares[0]:.4f} of a core, libvirtd {shares[1]:.4f} (without it {idle:.4f})")
+    say(
+        f"{count} real VMs: daemon {shares[0]:.4f} of a core, libvirtd {shares[1]:.4f} (without it {idle:.4f}); "
+        f"a look costs hvctl {look * 1e6:.0f} us a VM"
+    )
     return {
         "case": f"real_{count}_vms",
         "seconds": passed,
         "daemon": shares[0],
         "libvirtd": shares[1],
         "libvirtd_without_daemon": idle,
+        "look_us_per_vm": look * 1e6,
         "other_vms": len({s.uuid for s in found}) - count,
     }
 

@@ -16,7 +16,7 @@ _COUNTED = ("cpu", "memory", "network", "iops")
 _VECTORS = ("size", "granted", "used")
 _PLAIN = (
     "owner", "reason", "starts_at", "ends_at", "half_life", "idle_since", "accounted_at", "made_at", "closed_at", "who",
-    "key", "reserved_seconds", "used_seconds",
+    "key", "demand", "reserved_seconds", "used_seconds",
 )  # fmt: skip
 
 

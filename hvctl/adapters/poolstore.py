@@ -35,11 +35,13 @@ Grant = Callable[[Ledger, Reservation], Resources]
 @dataclass(frozen=True, slots=True)
 class PoolMove:
     """What the end of an operation moves in the pool, in the transaction that ends it. away: the VM is away from now
-    on, and the demand that it went for gets what `grant` sees free. back: the VM that is not away any more."""
+    on, and the demand that it went for gets what `grant` sees free. back: the VM that is not away any more; what was
+    reserved for its return from later on ends."""
 
     away: Away | None = None
     grant: Grant | None = None
     back: str | None = None
+    returns: int | None = None
     at: float = 0.0
 
 
@@ -53,17 +55,20 @@ class PoolStore:
         self, host: str, asked: Sequence[Reservation], grant: Grant, key: str | None = None
     ) -> tuple[Reservation, ...]:
         """Make reservations, all or none: grant says what each gets, those before it counted, or raises why it does
-        not fit. With a key that was used before, those are the answer and nothing is made."""
+        not fit. Those after a first one with an errand are for its victims' returns. With a key that was used before,
+        that reservation is the answer and nothing is made."""
         with self._database.transaction(write=True) as connection:
             lock_host(connection, host)
             if key is not None:
                 of_key = select(RESERVATION).where(RESERVATION.c.host == host, RESERVATION.c.key == key)
                 if seen := connection.execute(of_key).first():
                     return (reservation_from(seen),)
-            made = []
+            made: list[Reservation] = []
             for number, one in enumerate(asked):
                 granted = grant(read_ledger(connection, host), one)
                 new = replace(one, granted=granted, key=key if number == 0 else None)
+                if made and made[0].errand is not None:
+                    new = replace(new, demand=made[0].id)
                 made.append(insert_reservation(connection, host, new))
             return tuple(made)
 
@@ -73,10 +78,18 @@ class PoolStore:
             lock_host(connection, host)
             found = read_reservation(connection, number)
             if found is None:
-                raise NotFoundError(f"there is no reservation {number}.", "list them with: hvctl reserve list")
+                raise _unknown(number)
             changed = edit(found, _without(read_ledger(connection, host), number))
             write_reservation(connection, changed)
             return changed
+
+    def reservation(self, number: int) -> Reservation:
+        """NotFoundError."""
+        with self._database.transaction(write=False) as connection:
+            found = read_reservation(connection, number)
+        if found is None:
+            raise _unknown(number)
+        return found
 
     def reservations(self, host: str, *, ended: bool = False) -> tuple[Reservation, ...]:
         with self._database.transaction(write=False) as connection:
@@ -112,6 +125,9 @@ def apply_move(connection: Connection, host: str, move: PoolMove) -> None:
     """In a transaction that holds the host's lock, after the promise of the VM was written."""
     if move.back is not None:
         end_away(connection, host, move.back, move.at)
+        for one in read_reservations(connection, host):
+            if one.id == move.returns and one.starts_at > move.at:
+                write_reservation(connection, replace(one, state=Held.ENDED, closed_at=move.at))
     if move.away is None:
         return
     end_away(connection, host, move.away.vm_uuid, move.at)
@@ -128,6 +144,10 @@ def apply_move(connection: Connection, host: str, move: PoolMove) -> None:
         left = () if whole else tuple(v for v in errand.victims if v[0] != move.away.vm_uuid)
         errand = replace(errand, victims=left)
     write_reservation(connection, replace(demand, granted=granted, state=state, errand=errand))
+
+
+def _unknown(number: int) -> NotFoundError:
+    return NotFoundError(f"there is no reservation {number}.", "list them with: hvctl reserve list")
 
 
 def _without(ledger: Ledger, number: int) -> Ledger:

@@ -44,6 +44,7 @@ class ReservationRow(SQLModel, table=True):
     reserved_seconds: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     used_seconds: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     errand: dict[str, Any] | None = Field(sa_column=Column(Document))
+    demand: int | None = Field(sa_column=Column(Identity, ForeignKey("reservation.id")))
 
 
 class AwayRow(SQLModel, table=True):

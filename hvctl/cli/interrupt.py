@@ -31,7 +31,9 @@ def interrupt(
     owner: Annotated[
         str | None, typer.Option(metavar="OWNER", help="Who gets it: a VM, there or to come, or any text.")
     ] = None,
-    lasts: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long it is kept for the owner.")] = "1h",
+    lasts: Annotated[
+        str, typer.Option("--for", metavar="DURATION", help="How long it is kept for the owner; or none.")
+    ] = "1h",
     back: Annotated[str, typer.Option("--return", metavar="DURATION", help="When victims come back.")] = "1h",
     by: Annotated[
         str | None, typer.Option(metavar="TIME", help="Not later than this (+30min, or a time), whatever is given up.")
@@ -71,7 +73,7 @@ def interrupt(
         ask = Ask(
             need(wanted or ""),
             owner or engine.who,
-            parse_duration(lasts),
+            None if lasts == "none" else parse_duration(lasts),
             gap,
             None if by is None else parse_moment(by, time.time()),
             LADDER[LADDER.index(gentlest) : LADDER.index(how) + 1],

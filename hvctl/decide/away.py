@@ -92,7 +92,7 @@ def plan_return(vm: Vm, away: Away, snapshots: tuple[Snapshot, ...]) -> Plan | R
             return config
         steps += [*(DropSnapshot(s) for s in snapshots), *config.effects, Start(vm.uuid)]
         # A saved guest goes on with what it had when it was saved, whatever the definition says since.
-        was = away.had.allocation if away.rung is Rung.SAVE else away.goal.allocation
+        was = away.left if away.rung is Rung.SAVE else away.goal.allocation
         awake = replace(
             awake, allocation=replace(was, nics=tuple(replace(n, inbound=None, outbound=None) for n in was.nics))
         )

@@ -13,7 +13,7 @@ from hvctl.model.pool import Rung
 def returning(seen: Seen, rung: Rung) -> Allocation:
     """The predicted need, or what the VM is promised now where nobody predicts. A guest that keeps its RAM over the
     interruption comes back with no less memory than it had: only it can give that back."""
-    has, need = seen.record.allocation, seen.need
+    has, need = seen.whole.allocation, seen.need
     if not need.known:
         return has
     memory = min(seen.vm.max_memory, max(MIN_MEMORY, -(-need.resources.memory // MIB) * MIB))

@@ -44,7 +44,11 @@ def least(seen: Seen, margin: int) -> Allocation:
 def shrinks(neighbours: Sequence[Seen], lacking: Resources, margin: int) -> tuple[tuple[Shrink, ...], Resources]:
     """Shrinks that give what lacks, lower priorities first, of no more neighbours than it takes; and what lacks
     still."""
-    able = [s for s in neighbours if s.vm.state is State.RUNNING and s.vm.record and not s.vm.protected and not s.busy]
+    able = [
+        s
+        for s in neighbours
+        if s.vm.state is State.RUNNING and s.vm.record and not s.vm.protected and not s.busy and s.had is None
+    ]
     made: list[Shrink] = []
     for seen in sorted(able, key=lambda s: (s.record.priority, s.vm.name)):
         if not lacking.any:

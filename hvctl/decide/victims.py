@@ -45,7 +45,8 @@ def cost_of(weights: Weights) -> float:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Everything known of one VM that matters for its interruption. age is seconds since its start or its last snapshot
-    (None: nobody knows), restart the seconds that its returns took by rung, holds what it is promised or has."""
+    (None: nobody knows), restart the seconds that its returns took by rung, holds what it is promised or has, had what
+    it was promised before an interruption that lasts."""
 
     vm: Vm
     holds: Resources
@@ -55,10 +56,16 @@ class Seen:
     restart: Mapping[Rung, float] = field(default_factory=dict)
     snapshots: int = 0
     busy: bool = False
+    had: Record | None = None
 
     @property
     def record(self) -> Record:
         return self.vm.record or Record(self.vm.allocation)
+
+    @property
+    def whole(self) -> Record:
+        """What it is to have again when it is not interrupted."""
+        return self.record if self.had is None else self.record.with_allocation(self.had.allocation)
 
 
 def refusal_of(seen: Seen, owner: str, done: frozenset[str]) -> Refusal | None:
@@ -81,20 +88,23 @@ def refusal_of(seen: Seen, owner: str, done: frozenset[str]) -> Refusal | None:
 
 
 def squeezed(seen: Seen, margin: int, lacking: Resources | None = None) -> Allocation:
-    """What a VM is left with on the first rung: memory that it uses and a margin, and a little of one CPU. Its
-    statistics can only keep it larger: what it does not report, it is not asked for. Only of what is lacking (None: of
-    both) it gives anything."""
+    """What a VM is left with on the first rung: memory that it uses and a margin, and a little of one CPU; more, where
+    less than that is lacking (None: all of it is). Its statistics can only keep it larger: what it does not report, it
+    is not asked for."""
     has = seen.record.allocation
     floor = memory_floor(seen.balloon, margin) if seen.balloon and seen.vm.has_balloon else None
-    memory = (
-        has.memory
-        if floor is None or (lacking is not None and not lacking.memory)
-        else min(has.memory, max(MIN_MEMORY, -(-floor // MIB) * MIB))
-    )
-    quota = has.cpu_quota
-    if lacking is None or lacking.cpu:
-        quota = SQUEEZED_CPU if quota is None else min(quota, SQUEEZED_CPU)
-    return replace(has, memory=memory, cpu_quota=quota)
+    memory = has.memory
+    if floor is not None:
+        least = has.memory if lacking is None else lacking.memory
+        memory = min(has.memory, _whole(max(MIN_MEMORY, floor, has.memory - least)))
+    quota, cpu = has.cpu_quota, resources(has).cpu
+    low = SQUEEZED_CPU if lacking is None else max(SQUEEZED_CPU, cpu - lacking.cpu)
+    return replace(has, memory=memory, cpu_quota=low if low < cpu else quota)
+
+
+def _whole(size: int) -> int:
+    """In whole MiB, upwards."""
+    return -(-size // MIB) * MIB
 
 
 def left(seen: Seen, rung: Rung, margin: int, lacking: Resources | None = None) -> Resources:

@@ -49,6 +49,7 @@ def seen_of(engine: Engine, vm: Vm, back: float, holds: Resources, ledger: Ledge
         age=_age(engine.clock(), mine),
         restart=_restarts(mine),
         snapshots=len(engine.host.machine.snapshots(vm.uuid)) if wanted else 0,
+        had=next((a.had for a in engine.store.pool.away(engine.facts.name) if a.vm_uuid == vm.uuid), None),
         busy=any(p.busy for p in ledger.promised if p.vm_uuid == vm.uuid),
     )
 

@@ -58,7 +58,7 @@ def pool_move(engine: Engine, kind: Kind, before: Before, state: OpState) -> Poo
         return None
     away = before.away
     if kind is Kind.RESUME:
-        return PoolMove(back=away.vm_uuid, at=engine.clock())
+        return PoolMove(back=away.vm_uuid, returns=away.returns, at=engine.clock())
     if kind is not Kind.INTERRUPT:
         return None
     observed, most = observe_all(engine.host), capacity(engine)

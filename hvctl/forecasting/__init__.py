@@ -1,0 +1,1 @@
+"""Forecasts of demand as pure functions of numpy arrays: no library of models, no file and no clock."""

@@ -77,7 +77,6 @@ class Daemon:
     def __init__(self, settings: Settings, say: Say, jobs: Mapping[str, Job], opened: ExitStack) -> None:
         self._settings, self._say, self._jobs, self._opened = settings, say, jobs, opened
         self._engines: dict[str, Engine] = {}
-        self._opening = threading.Lock()
         self._faults: dict[str, str] = {}
         self._engine = opened.enter_context(open_engine(settings, say))
         self.host = self._engine.facts.name
@@ -150,9 +149,8 @@ class Daemon:
         if job.name == "collect":
             return self._engines.setdefault(job.name, self._engine)
         if job.name not in self._engines:
-            engine = self._opened.enter_context(open_engine(self._settings, self._say))
-            with self._opening:
-                self._engines[job.name] = engine
+            # Nobody else opens it: a job has one thread.
+            self._engines[job.name] = self._opened.enter_context(open_engine(self._settings, self._say))
         return self._engines[job.name]
 
     def _tell(self, job: Job, fault: str) -> None:

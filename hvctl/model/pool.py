@@ -66,7 +66,8 @@ class Reservation:
 
     half_life: in so many seconds half of what the owner does not use goes back, from idle_since on; None: nothing.
     used is what the owner used of it when that was last looked at. reserved_seconds and used_seconds add up what was
-    held and what of it was used, over time, up to accounted_at. errand: VMs are interrupted for it."""
+    held and what of it was used, over time, up to accounted_at. errand: VMs are interrupted for it. demand: it is kept
+    for the return of one of these, and this is the number of the reservation that it went for."""
 
     id: int
     owner: str
@@ -85,6 +86,7 @@ class Reservation:
     used_seconds: dict[str, float] = field(default_factory=dict)
     accounted_at: float = 0.0
     errand: Errand | None = None
+    demand: int | None = None
     key: str | None = None
     closed_at: float | None = None
 
@@ -93,13 +95,14 @@ class Reservation:
 class Away:
     """A VM that was interrupted and is to come back at return_at, with `goal`, inside the reservation `returns`.
 
-    demand: the reservation that it was interrupted for. had is what it was promised before; forecast says where the
-    goal comes from."""
+    demand: the reservation that it was interrupted for. had is what it was promised before, left what it is promised
+    meanwhile; forecast says where the goal comes from."""
 
     vm_uuid: str
     vm_name: str
     rung: Rung
     had: Record
+    left: Allocation
     goal: Record
     out_at: float
     return_at: float

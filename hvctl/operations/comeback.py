@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvctl.decide.away import plan_return
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
+from hvctl.model.allocation import Record
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
-from hvctl.model.pool import Away
+from hvctl.model.pool import Away, Rung
 from hvctl.model.vm import Vm
-from hvctl.operations.demand import Progress, restore_neighbours
+from hvctl.operations.demand import Progress, finish, restore_neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ def resume(engine: Engine, refs: Sequence[str], *, dry_run: bool = False, key: s
 def due(engine: Engine, *, dry_run: bool = False) -> Returned:
     """Everybody whose time has come, the longest away first. Who does not fit yet stays away, and says why."""
     outcomes, left = [], []
+    if not dry_run:
+        finish(engine, Progress())
     for one in away(engine):
         if one.return_at > engine.clock():
             continue
@@ -63,18 +66,30 @@ def due(engine: Engine, *, dry_run: bool = False) -> Returned:
     return Returned((*outcomes, *done.outcomes), tuple(left), tuple(done.warnings))
 
 
+def _goal(vm: Vm, one: Away) -> Record:
+    """What was worked out, unless somebody promised it something else since; all else of its record is as it is now.
+    A guest that kept its RAM wakes up with no less memory than it had."""
+    record = vm.record or one.goal
+    if record.allocation == one.left:
+        return record.with_allocation(one.goal.allocation)
+    if one.rung is Rung.SAVE:
+        return record.with_memory(max(record.allocation.memory, one.left.memory))
+    return record
+
+
 def _one(engine: Engine, one: Away, dry_run: bool, key: str | None) -> Outcome:
     def decide(vm: Vm | None) -> Decision | Refusal:
         if vm is None:
             return Refusal(f"there is no VM {one.vm_name}.", "hvctl vm list")
         if not vm.state.active and not one.rung.ends_process:
             return Refusal(f"{vm.name} was stopped while it was away.", f"hvctl vm start {vm.name}")
+        back = replace(one, goal=_goal(vm, one))
         snapshots = tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))
-        plan = plan_return(vm, one, () if vm.state.active else snapshots)
+        plan = plan_return(vm, back, () if vm.state.active else snapshots)
         if isinstance(plan, Refusal):
             return plan
-        before = Before(vm=vm, goal=one.goal, holds=True, away=one)
-        return Decision(plan, before, goal=one.goal, holds=True, result={"rung": one.rung.value, "away": one.id})
+        before = Before(vm=vm, goal=back.goal, holds=True, away=back)
+        return Decision(plan, before, goal=back.goal, holds=True, result={"rung": one.rung.value, "away": one.id})
 
     if dry_run:
         return engine.preview(Kind.RESUME, one.vm_uuid, one.vm_name, decide)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hvctl.decide.interrupt import Ask, plan_interruption
+from hvctl.decide.interrupt import KEPT, Ask, Interruption, plan_interruption
 from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
 from hvctl.engine.lock import vm_lock
@@ -19,10 +19,12 @@ from hvctl.model.operation import Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Errand, Held, Neighbour, Reservation
 from hvctl.operations.allocate import allocate
-from hvctl.operations.pool import release
+from hvctl.operations.pool import Wanted, fresh, release
 from hvctl.operations.victim import interrupt_one
 
 TRIES = 5
+HALF_LIFE = 600.0
+"""Of the room that is kept for a return: half of what is not used goes back in so many seconds."""
 _ENDS_BY_ITSELF = (RefusedError, UndoneError, NotFoundError)
 
 
@@ -34,15 +36,12 @@ class Progress:
     warnings: list[str] = field(default_factory=list)
 
 
-def current(engine: Engine, number: int) -> Reservation:
-    return engine.store.pool.change(engine.facts.name, number, lambda one, _: one)
-
-
-def carry_on(engine: Engine, number: int, done: Progress) -> Reservation:
+def carry_on(engine: Engine, number: int, done: Progress, wait: float | None = None) -> Reservation:
     """Until it holds all of it. RefusedError: that cannot be had any more; then it holds nothing, and who went for it
     is due. Any other error: it stays as it is, and `hvctl recover` carries it on. BusyError: somebody else does."""
-    with vm_lock(engine.settings.locks_dir, f"demand-{number}", engine.settings.lock_wait):
-        demand = current(engine, number)
+    seconds = engine.settings.lock_wait if wait is None else wait
+    with vm_lock(engine.settings.locks_dir, f"demand-{number}", seconds):
+        demand = engine.store.pool.reservation(number)
         tried: set[str] = set()
         for _ in range(TRIES):
             if demand.state is not Held.WAITING or demand.errand is None:
@@ -66,10 +65,11 @@ def carry_on(engine: Engine, number: int, done: Progress) -> Reservation:
 def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progress) -> None:
     errand = demand.errand or Errand(0.0, 0.0, ())
     away = {a.vm_uuid: a for a in engine.store.pool.away(engine.facts.name, returned=True) if a.demand == demand.id}
-    returns = {r.owner: r.id for r in engine.store.pool.reservations(engine.facts.name)}
+    kept = engine.store.pool.reservations(engine.facts.name)
+    returns = {r.owner: r.id for r in kept if r.demand == demand.id}
     for uuid, rung in errand.victims:
         tried.add(uuid)
-        now = current(engine, demand.id)
+        now = engine.store.pool.reservation(demand.id)
         if uuid in away or now.state is not Held.WAITING:
             continue
         try:
@@ -79,6 +79,8 @@ def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progres
             )  # fmt: skip
         except _ENDS_BY_ITSELF as e:
             done.warnings.append(f"another victim is looked for: {e.message}")
+            if uuid in returns:
+                release(engine, returns[uuid])
             return
         done.outcomes.append(outcome)
         done.warnings += outcome.warnings
@@ -112,15 +114,45 @@ def _again(engine: Engine, demand: Reservation, tried: frozenset[str]) -> Reserv
         give_up(engine, demand, plan.message)
         raise RefusedError(f"{plan.message} The demand {demand.id} was given up.", plan.hint)
     victims = tuple((t.seen.vm.uuid, t.rung) for t in plan.turns)
-    return engine.store.pool.change(
-        engine.facts.name, demand.id, lambda one, _: replace(one, errand=replace(errand, victims=victims))
+    more = tuple(Neighbour(s.seen.vm.uuid, s.seen.record, s.to) for s in plan.shrinks)
+    errand = replace(errand, victims=victims, neighbours=(*errand.neighbours, *more))
+    keep_returns(engine, [replace(r, demand=demand.id) for r in returns_of(engine, plan, demand.reason, errand.back)])
+    return engine.store.pool.change(engine.facts.name, demand.id, lambda one, _: replace(one, errand=errand))
+
+
+def returns_of(engine: Engine, plan: Interruption, reason: str, back: float) -> list[Reservation]:
+    """What is to be kept for the victims' returns."""
+    start = plan.at + back
+    return [
+        fresh(engine, Wanted(uuid, f"its return: {reason}", size, start, start + KEPT, HALF_LIFE))
+        for uuid, size in plan.returns.items()
+        if size.any
+    ]
+
+
+def keep_returns(engine: Engine, wanted: list[Reservation]) -> tuple[Reservation, ...]:
+    """As far as there is room."""
+    most, observed = capacity(engine), observe_all(engine.host)
+    return engine.store.pool.reserve(
+        engine.facts.name,
+        wanted,
+        lambda ledger, one: room_for(engine, most, engine.looked_again(ledger, observed), ledger, one),
     )
+
+
+def _end_returns(engine: Engine, demand: Reservation) -> None:
+    """What is kept for the return of VMs that did not go."""
+    gone = {a.vm_uuid for a in engine.store.pool.away(engine.facts.name)}
+    for one in engine.store.pool.reservations(engine.facts.name):
+        if one.demand == demand.id and one.owner not in gone:
+            release(engine, one.id)
 
 
 def give_up(engine: Engine, demand: Reservation, why: str) -> None:
     """It holds nothing any more, and who went for it may come back."""
     engine.progress(f"demand {demand.id} is given up: {why}")
     release(engine, demand.id)
+    _end_returns(engine, demand)
     engine.store.pool.return_now(engine.facts.name, demand.id, engine.clock())
 
 
@@ -144,14 +176,13 @@ def _regrant(engine: Engine, demand: Reservation) -> None:
     if demand.errand is None or not demand.errand.neighbours:
         return
     most, observed = capacity(engine), observe_all(engine.host)
-    victims = {uuid for uuid, _ in demand.errand.victims}
 
     def edit(one: Reservation, ledger: Ledger) -> Reservation:
         got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
         return replace(one, granted=one.granted.largest(got))
 
     for one in engine.store.pool.reservations(engine.facts.name):
-        if one.owner in victims and one.state is Held.HELD:
+        if one.demand == demand.id and one.state is Held.HELD:
             engine.store.pool.change(engine.facts.name, one.id, edit)
 
 
@@ -178,6 +209,9 @@ def _with_neighbours(left: tuple[Neighbour, ...]) -> Callable[[Reservation, Ledg
 def _restored(engine: Engine, neighbour: Neighbour, done: Progress) -> bool:
     had = neighbour.had.allocation
     try:
+        vm = engine.host.domains.get(neighbour.vm_uuid)
+        if vm.record is None or vm.record.allocation != neighbour.to:
+            return True  # somebody gave it something else since
         outcome = allocate(engine, neighbour.vm_uuid, Change(memory=had.memory, cpu_quota=had.cpu_quota))
     except NotFoundError:
         return True
@@ -197,7 +231,7 @@ def finish(engine: Engine, done: Progress) -> list[Reservation]:
     ended = []
     for one in waiting(engine):
         try:
-            ended.append(carry_on(engine, one.id, done))
+            ended.append(carry_on(engine, one.id, done, wait=0.0))
         except BusyError:
             continue
         except HvctlError as e:

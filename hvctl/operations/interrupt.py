@@ -16,18 +16,15 @@ from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
 from hvctl.engine.observe import observe_all
 from hvctl.engine.operate import Engine
-from hvctl.errors import HvctlError, NotFoundError, RefusedError
+from hvctl.errors import HvctlError, NotFoundError, RefusedError, UndoneError
 from hvctl.model.allocation import Resources, resources
 from hvctl.model.host import Ledger
 from hvctl.model.operation import Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Errand, Held, Neighbour, Reservation, Rung
-from hvctl.operations.demand import Progress, carry_on, finish
-from hvctl.operations.pool import Wanted, fresh
+from hvctl.operations.demand import HALF_LIFE, Progress, carry_on, finish, keep_returns, returns_of
+from hvctl.operations.pool import Wanted, fresh, release
 from hvctl.operations.victim import interrupt_one
-
-HALF_LIFE = 600.0
-"""Of the room that is kept for a return: half of what is not used goes back in so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +83,7 @@ def _held(engine: Engine, ask: Ask, plan: Interruption, later: bool, key: str | 
     state = Held.SCHEDULED if later else Held.WAITING if plan.turns else Held.HELD
     wanted = Wanted(ask.owner, reason, ask.need, plan.at, ends)
     demand = replace(fresh(engine, wanted, state), errand=errand)
-    returns = [
-        fresh(
-            engine,
-            Wanted(uuid, f"its return: {reason}", size, plan.at + ask.back, plan.at + ask.back + KEPT, HALF_LIFE),
-        )
-        for uuid, size in plan.returns.items()
-        if size.any
-    ]
+    returns = returns_of(engine, plan, reason, ask.back)
     most, observed = capacity(engine), observe_all(engine.host)
 
     def grant(ledger: Ledger, one: Reservation) -> Resources:
@@ -141,12 +131,18 @@ def vms(
 ) -> list[Outcome]:
     """Interrupt these VMs, for nobody in particular; room for their return is kept as far as there is any."""
     outcomes = []
-    for number, ref in enumerate(refs):
+    for ref in refs:
         returns = None if dry_run else _return_of(engine, ref, rung, back)
-        outcome = interrupt_one(
-            engine, ref, rung, back=back, grace=grace, reason=reason, dry_run=dry_run,
-            returns=None if returns is None else returns.id, key=f"{key}-{number}" if key else None,
-        )  # fmt: skip
+        number = None if returns is None else returns.id
+        try:
+            outcome = interrupt_one(
+                engine, ref, rung, back=back, grace=grace, reason=reason, returns=number, dry_run=dry_run,
+                key=f"{key}-{ref}" if key else None,
+            )  # fmt: skip
+        except (RefusedError, UndoneError):
+            if number is not None:
+                release(engine, number)
+            raise
         if returns is not None and (short := returns.size - returns.granted).any:
             outcome = replace(outcome, warnings=(*outcome.warnings, f"{in_words(short)} of its return is not held"))
         outcomes.append(outcome)
@@ -161,10 +157,5 @@ def _return_of(engine: Engine, ref: str, rung: Rung, back: float) -> Reservation
     size = resources(returning(seen, rung))
     start = facts.now + back
     wanted = fresh(engine, Wanted(seen.vm.uuid, "its return", size, start, start + KEPT, HALF_LIFE))
-    most, observed = capacity(engine), observe_all(engine.host)
-    (made,) = engine.store.pool.reserve(
-        engine.facts.name,
-        (wanted,),
-        lambda ledger, one: room_for(engine, most, engine.looked_again(ledger, observed), ledger, one),
-    )
+    (made,) = keep_returns(engine, [wanted])
     return made

@@ -40,13 +40,14 @@ def interrupt_one(
         if refusal is not None:
             return refusal
         record, now = seen.record, engine.clock()
-        away = Away(
-            vm.uuid, vm.name, rung, record, record.with_allocation(returning(seen, rung)), now, now + back, reason,
-            seen.need.reason, demand=None if demand is None else demand.id, returns=returns,
-        )  # fmt: skip
         margin = engine.settings.memory_margin
         lacking = None if demand is None else demand.size - demand.granted
         goal = record.with_allocation(squeezed(seen, margin, lacking)) if rung is Rung.SQUEEZE else record
+        back_with = record.with_allocation(returning(seen, rung))
+        away = Away(
+            vm.uuid, vm.name, rung, seen.whole, goal.allocation, back_with, now, now + back, reason, seen.need.reason,
+            demand=None if demand is None else demand.id, returns=returns,
+        )  # fmt: skip
         snapshots = tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))
         plan = plan_away(vm, away, goal, seen.balloon, snapshots, grace=grace, margin=margin)
         if isinstance(plan, Refusal):

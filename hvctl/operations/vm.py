@@ -20,6 +20,7 @@ from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.image import Image
 from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
+from hvctl.model.pool import Rung
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Accel, DiskSpec, NicSpec, State, Vm, VmSpec
 from hvctl.units import format_size
@@ -151,6 +152,9 @@ def start(engine: Engine, ref: str, *, dry_run: bool = False, key: str | None = 
 
     def decide(found: Vm | None) -> Decision | Refusal:
         vm = _present(found, ref)
+        saved = (a for a in engine.store.pool.away(engine.facts.name) if a.vm_uuid == vm.uuid and a.rung is Rung.SAVE)
+        if next(saved, None) is not None and not vm.state.active:
+            return Refusal(f"{vm.name} was interrupted, and its guest is saved.", f"hvctl resume {vm.name}")
         plan = life.plan_start(vm, _layers(engine, vm))
         if isinstance(plan, Refusal):
             return plan

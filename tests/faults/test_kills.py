@@ -26,7 +26,7 @@ from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.model.allocation import Resources
 from hvctl.model.image import DefaultDisk, Image
-from hvctl.model.pool import Held
+from hvctl.model.pool import Held, Rung
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State
 from hvctl.operations.journal import recover
@@ -164,6 +164,26 @@ def _interrupted(site: FakeSite) -> None:
     done = site.run("interrupt", "a")
     assert done.returncode == 0, done.stderr
     assert _is_away(site)
+
+
+def _paused(site: FakeSite) -> None:
+    _squeezable(site)
+    assert site.run("interrupt", "a", "--how", "pause").returncode == 0
+
+
+def _squeezed(site: FakeSite) -> None:
+    _squeezable(site)
+    assert site.run("interrupt", "a", "--how", "squeeze").returncode == 0
+    assert site.world.vm("a").allocation.memory < 256 * MIB
+
+
+def _paused_and_away(site: FakeSite) -> bool:
+    return site.world.vm("a").state is State.PAUSED and _is_away(site)
+
+
+def _has_all_again(site: FakeSite) -> bool:
+    now = site.world.vm("a").allocation
+    return _came_back(site) and (now.memory, now.cpu_quota) == (256 * MIB, None)
 
 
 def _is_away(site: FakeSite) -> bool:
@@ -359,6 +379,11 @@ CASES = {
              name="interrupt-for-need"),
         Case("interrupt", ("interrupt", "--need", f"memory={(NEED >> 20) - 100}MiB", "--owner", "b"),
              ("notify_guest", "set_memory", "set_record"), _squeezable, _handed_over, name="interrupt-squeeze"),
+        Case("interrupt", ("interrupt", "a", "--how", "pause"), ("notify_guest", "suspend_guest"), _squeezable,
+             _paused_and_away, name="interrupt-pause"),
+        Case("resume", ("resume", "a"), ("continue_guest", "notify_guest"), _paused, _came_back, name="resume-paused"),
+        Case("resume", ("resume", "a"), ("set_memory", "set_cpu_quota", "set_record", "notify_guest"), _squeezed,
+             _has_all_again, name="resume-squeezed"),
         Case("resume", ("resume", "a"), ("start", "notify_guest"), _interrupted, _came_back),
         Case(
             "snapshot-take",
@@ -469,13 +494,14 @@ def assert_contract(site: FakeSite) -> None:
     """What holds after any crash and its recovery (operations.md, contract 1, 3, 5 and 6)."""
     with open_engine(site.settings) as engine:
         assert engine.store.open_operations(engine.facts.name) == ()
+        paused = {a.vm_uuid for a in engine.store.pool.away(engine.facts.name) if a.rung is Rung.PAUSE}
         world = site.world.read()
         shown = engine.host.machine.snapshots()
         snapshots = engine.host.machine.snapshots(hidden=True)
         assert {s.id for s in snapshots if s.hidden} <= {s.parent for s in snapshots}, "kept for nobody"
         for vm in world.vms.values():
             assert not vm.torn, "a guest ran with RAM, devices and disks of different moments"
-            assert vm.state is not State.PAUSED
+            assert vm.state is not State.PAUSED or vm.uuid in paused
             assert free(site.settings.locks_dir, vm.uuid)
             assert set(vm.nodes) <= {s.vmstate_node for s in shown}, "leaked block nodes"
             assert not any(p.begun for p in vm.prepared.values())
@@ -601,6 +627,13 @@ DOUBLE = [
     ("snapshot-load", "snapshot-load:load_state:after", "recover-snapshot-load:return_disks:after"),
     ("snapshot-load", "snapshot-load:committed:after", "recover-snapshot-load:release_disks:after"),
     ("snapshot-load", "snapshot-load:release_disks:after", "recover-snapshot-load:resume:after"),
+    ("interrupt", "interrupt:notify_guest:after", "recover-interrupt:save_guest:after"),
+    ("interrupt", "interrupt:save_guest:after", "recover-interrupt:drop_snapshot:before"),
+    ("interrupt-shutdown", "interrupt:end_guest:before", "recover-interrupt:end_guest:after"),
+    ("interrupt-for-need", "interrupt:save_guest:after", "recover-interrupt:close:before"),
+    ("interrupt-squeeze", "interrupt:set_memory:after", "recover-interrupt:set_memory:after"),
+    ("resume", "resume:start:after", "recover-resume:close:before"),
+    ("resume-squeezed", "resume:set_memory:after", "recover-resume:set_cpu_quota:after"),
     ("reset-whole", "reset:restore_ram:after", "recover-reset:load_state:before"),
     ("reset-whole", "reset:load_state:before", "recover-reset:load_state:after"),
     ("reset-whole", "reset:load_state:after", "recover-reset:committed:after"),

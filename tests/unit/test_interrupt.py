@@ -11,12 +11,13 @@ from faults.command import FakeSite
 
 from hvctl.engine.faults import Faults
 from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
-from hvctl.model.allocation import Resources
+from hvctl.model.allocation import Change, Resources
 from hvctl.model.operation import Outcome
 from hvctl.model.pool import Held, Need, Rung
 from hvctl.model.vm import State
 from hvctl.operations import comeback, interrupt, pool
 from hvctl.operations import vm as verbs
+from hvctl.operations.allocate import allocate
 from hvctl.operations.journal import recover
 from unit.enginehost import add_image, new_vm
 from unit.poolhost import HOUR, MIB, add, ask, gone, journal, reserved, saves, small
@@ -40,8 +41,10 @@ def test_a_demand_gets_what_its_victim_had_and_the_victim_comes_back(site: FakeS
         assert reserved(engine)[uuid].size.memory == 512 * MIB
         assert not engine.store.promise_of(engine.facts.name, uuid).holds  # type: ignore[union-attr]
         assert "400 MiB" in site.world.vm("spot").executed[0] or site.world.vm("spot").executed
-        with pytest.raises(RefusedError, match="memory lacks"):
+        with pytest.raises(RefusedError, match="its guest is saved"):
             verbs.start(engine, "spot")
+        with pytest.raises(RefusedError, match="memory lacks"):
+            comeback.resume(engine, ["spot"])
     with small(site, 1024, later=HOUR) as engine:
         (back,) = comeback.due(engine).outcomes
         assert steps(back)[0] == "start"
@@ -104,9 +107,9 @@ def test_a_squeeze_takes_what_is_not_used_and_gives_it_back(site: FakeSite) -> N
     with small(site, 512) as engine:
         interrupt.for_need(engine, ask(300))
         now = site.world.vm("spot")
-        assert (now.state, now.allocation.memory, now.allocation.cpu_quota) == (State.RUNNING, 132 * MIB, None)
+        assert (now.state, now.allocation.memory, now.allocation.cpu_quota) == (State.RUNNING, 212 * MIB, None)
         assert now.record is not None
-        assert now.record.allocation.memory == 132 * MIB
+        assert now.record.allocation.memory == 212 * MIB, "no more than lacked"
     with small(site, 512, later=HOUR) as engine:
         comeback.due(engine)
         assert site.world.vm("spot").allocation.memory == 512 * MIB
@@ -284,3 +287,46 @@ def test_the_pool_adds_up(site: FakeSite) -> None:
         assert pool.reservations(engine) == []
         with pytest.raises(NotFoundError):
             pool.release(engine, 99)
+
+
+def test_who_was_squeezed_and_then_saved_comes_back_whole(site: FakeSite) -> None:
+    add(site, "spot", used=100)
+    with small(site, 512) as engine:
+        interrupt.for_need(engine, ask(100))
+        interrupt.for_need(engine, saves(400, owner="another"))
+        assert site.world.vm("spot").state is State.OFF
+        assert gone(engine)["spot"].had.allocation.memory == 512 * MIB
+    with small(site, 512, later=HOUR) as engine:
+        comeback.due(engine)
+        assert site.world.vm("spot").allocation.memory == 512 * MIB
+
+
+def test_what_was_set_while_it_was_away_holds(site: FakeSite) -> None:
+    add(site, "spot")
+    with small(site, 2048) as engine:
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
+        verbs.configure(engine, "spot", priority=7)
+        allocate(engine, "spot", Change(memory=600 * MIB))
+        comeback.resume(engine, ["spot"])
+        record = site.world.vm("spot").record
+        assert record is not None
+        assert (record.priority, record.allocation.memory) == (7, 600 * MIB)
+        assert site.world.vm("spot").allocation.memory == 600 * MIB
+        assert reserved(engine) == {}, "it came back before, and needs nothing kept for later"
+
+
+def test_nothing_is_kept_for_the_return_of_who_did_not_go(site: FakeSite) -> None:
+    cheap = add(site, "cheap", priority=1)
+    other = add(site, "next", priority=900)
+    with small(site, 1024) as engine:
+        with pytest.raises(RefusedError):
+            site.world.pause("cheap")
+            interrupt.vms(engine, ["cheap"], Rung.SAVE, back=HOUR, grace=1.0, reason="a test")
+        assert reserved(engine) == {}
+        site.world.resume("cheap")
+        site.world.fail("save", uuid=cheap)
+        interrupt.for_need(engine, saves(300))
+        kept = reserved(engine)
+        assert set(kept) == {"new", other}
+        assert (kept[other].demand, kept[other].granted.memory) == (kept["new"].id, 512 * MIB)
+        assert gone(engine)["next"].returns == kept[other].id

@@ -53,17 +53,8 @@ def ended(
 
 
 SPOT = replace(RUNNING, record=Record(OLD, interruptible=True))
-AWAY = Away(
-    UUID,
-    "a",
-    Rung.SAVE,
-    Record(OLD, interruptible=True),
-    Record(NEW, interruptible=True),
-    0.0,
-    3600.0,
-    "why",
-    "says who",
-)
+SAVED, BACK = Record(OLD, interruptible=True), Record(NEW, interruptible=True)
+AWAY = Away(UUID, "a", Rung.SAVE, SAVED, OLD, BACK, 0.0, 3600.0, "why", "says who")
 BEFORE: dict[Kind, Before] = {
     Kind.CREATE: Before(goal=Record(OLD), holds=True),
     Kind.START: Before(OFF, Record(OLD), holds=True),

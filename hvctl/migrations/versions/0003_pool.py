@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("reserved_seconds", sa.JSON(), nullable=False),
         sa.Column("used_seconds", sa.JSON(), nullable=False),
         sa.Column("errand", sa.JSON()),
+        sa.Column("demand", IDENTITY, sa.ForeignKey("reservation.id")),
     )
     op.create_index("reservation_of_host", "reservation", ["host", "state"])
     op.create_index("reservation_key", "reservation", ["host", "key"], unique=True)
