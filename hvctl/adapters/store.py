@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 
 from hvctl.adapters import schema
 from hvctl.adapters.database import Database
+from hvctl.adapters.forecaststore import Forecasts
 from hvctl.adapters.jobruns import JobRuns
 from hvctl.adapters.poolstore import PoolMove, PoolStore, apply_move
 from hvctl.adapters.rows import (
@@ -49,6 +50,7 @@ class Store:
         self.samples = Samples(self._database)
         self.jobs = JobRuns(self._database)
         self.pool = PoolStore(self._database)
+        self.forecasts = Forecasts(self._database)
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 from hvctl import __version__
-from hvctl.cli import allocate, host, image, interrupt, job, model, node, operation, pool, snapshot, top, vm
+from hvctl.cli import (
+    allocate,
+    forecast,
+    host,
+    image,
+    interrupt,
+    job,
+    model,
+    node,
+    operation,
+    pool,
+    profile,
+    series,
+    snapshot,
+    top,
+    vm,
+)
 from hvctl.cli.context import Format, Globals
 
 app = typer.Typer(
@@ -22,6 +38,8 @@ app.add_typer(vm.app, name="vm")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(model.app, name="model")
+app.add_typer(series.app, name="series")
+app.add_typer(profile.app, name="profile")
 app.add_typer(operation.app, name="operation")
 app.add_typer(host.app, name="host")
 app.add_typer(node.app, name="node")
@@ -35,6 +53,7 @@ app.command("interrupt")(interrupt.interrupt)
 app.command("resume")(interrupt.resume)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
+app.command("forecast")(forecast.forecast)
 app.command("top")(top.top)
 
 

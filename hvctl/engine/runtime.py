@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hvctl.engine.execute import Progress
+from hvctl.engine.expected import Expected
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError
 from hvctl.ports import Host
@@ -51,7 +52,9 @@ def open_engine(settings: Settings, progress: Progress = lambda _: None) -> Iter
     try:
         with Store(settings.database) as store:
             store.migrate()
-            yield Engine(settings, host, store, progress)
+            engine = Engine(settings, host, store, progress)
+            engine.needs = Expected(engine)
+            yield engine
     finally:
         host.meter.close()
         host.machine.close()

@@ -46,6 +46,19 @@ class Job:
     action: bool = True
 
 
+def _forecast(engine: Engine) -> str:
+    # Whoever only lists or pauses jobs does not load numpy, and neither does a node whose forecasts are paused.
+    from hvctl.operations.refresh import refresh
+
+    return refresh(engine)
+
+
+def _retrain(engine: Engine) -> str:
+    from hvctl.operations.retrain import retrain
+
+    return retrain(engine)
+
+
 JOBS: dict[str, Job] = {
     job.name: job
     for job in (
@@ -74,6 +87,19 @@ JOBS: dict[str, Job] = {
             "mends what drifted from its promise",
             lambda s: s.reconcile_interval,
             lambda n: mend.reconcile(n.engine),
+        ),
+        Job(
+            "forecast",
+            "forecasts what VMs will need",
+            lambda s: s.forecast_interval,
+            lambda n: _forecast(n.engine),
+            action=False,
+        ),
+        Job(
+            "retrain",
+            "trains a model on this node's record",
+            lambda s: s.retrain_interval,
+            lambda n: _retrain(n.engine),
         ),
     )
 }

@@ -13,6 +13,7 @@ class Answerer(StrEnum):
     MODEL = "model"
     BASELINE = "baseline"
     TOO_LITTLE_HISTORY = "too little history"
+    RESTARTS = "earlier restarts"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from hvctl.decide.rates import used
+from hvctl.engine.expected import newest
 from hvctl.engine.operate import Engine
 from hvctl.model.allocation import Resources
 from hvctl.model.meter import Reading
@@ -48,6 +49,21 @@ Forecasts = Callable[[Engine, Sequence[str]], Mapping[str, Use]]
 def no_forecasts(_engine: Engine, _uuids: Sequence[str]) -> Mapping[str, Use]:
     """What is expected of each VM by UUID, until something forecasts."""
     return {}
+
+
+def kept_forecasts(engine: Engine, uuids: Sequence[str]) -> Mapping[str, Use]:
+    """The peaks of the next hour as the node forecast them last; nothing of a VM that it did not."""
+    found = {}
+    known = newest(engine)
+    for uuid in uuids:
+        if of_vm := known.get(uuid):
+            peaks = {resource: one.peak * _FACTORS[resource] for resource, one in of_vm.items() if resource in _FACTORS}
+            found[uuid] = Use(**peaks)
+    return found
+
+
+# From the units of forecasts to those of Use.
+_FACTORS = {"cpu": 1.0, "memory": float(1 << 20), "disk": 1000.0, "network": 1e6}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,108 @@
+"""profile show: how a VM behaves, as one document, put together from the record of the node, its events, and what it is
+forecast to need after an interruption."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hvctl.adapters.samples import JOB_TYPE
+from hvctl.decide.rollup import SLOT
+from hvctl.engine.operate import Engine
+from hvctl.errors import HvctlError
+from hvctl.model.sample import EventKind
+from hvctl.model.vm import Vm
+from hvctl.operations.forecast import GAP, Question, forecast_vm, found_vm
+from hvctl.operations.series import WEEK
+
+MIB: Final = 1 << 20
+_HISTORY: Final = (EventKind.INTERRUPTION, EventKind.RESTART)
+_RECENT: Final = 3600.0
+_MEASURES: Final = {
+    "cpu_cores": (("cpu",), 1.0),
+    "memory_bytes": (("memory_used",), 1.0),
+    "iops": (("disk_reads", "disk_writes"), 1.0),
+    "disk_bytes_per_second": (("disk_read_bytes", "disk_write_bytes"), 1.0),
+    "network_bits_per_second": (("net_rx_bytes", "net_tx_bytes"), 8.0),
+}
+
+
+def show(engine: Engine, ref: str) -> dict[str, Any]:
+    """NotFoundError. Over the last week: average (of five-minute means) and peak (of samples) of each measure; None is
+    not known."""
+    uuid, name, vm = found_vm(engine, ref)
+    host, now = engine.facts.name, engine.clock()
+    known = engine.store.samples.observed(host).get(uuid, {})
+    latest = next((s for s in reversed(engine.store.samples.latest(host, int(now - _RECENT))) if s.uuid == uuid), None)
+    use, last_row = _use(engine, uuid, now)
+    moments = [t for t in (last_row, None if latest is None else latest.at) if t is not None]
+    running = vm is not None and vm.state.active
+    return {
+        "instance_id": uuid,
+        "name": name,
+        "host": host,
+        "state": None if vm is None else vm.state.value,
+        "job_type": _job_type(vm) or known.get("job_type"),
+        **use,
+        "uptime_seconds": latest.uptime if latest is not None and running else None,
+        "connections": latest.connections if latest is not None and running else None,
+        "interruptions": _events(engine, uuid),
+        "after_interruption": _after(engine, ref),
+        "updated_at": max(moments, default=None),
+    }
+
+
+def _job_type(vm: Vm | None) -> str | None:
+    return None if vm is None else vm.labels.get(JOB_TYPE)
+
+
+def _use(engine: Engine, uuid: str, now: float) -> tuple[dict[str, Any], int | None]:
+    """Averages and peaks, and the end of the newest row. A peak of a sum is at most the sum of the peaks."""
+    columns = [f"{part}_{s}" for parts, _ in _MEASURES.values() for part in parts for s in ("mean", "max")]
+    rows = engine.store.samples.series(int(now - WEEK), int(now), host=engine.facts.name, uuids=[uuid], columns=columns)
+    found = {}
+    for name, (parts, factor) in _MEASURES.items():
+        average = [_mean(rows[f"{part}_mean"]) for part in parts]
+        peak = [_total([rows[f"{part}_max"][i] for part in parts]) for i in range(len(rows["at"]))]
+        peaks = [p for p in peak if p is not None]
+        whole = _total(average)
+        found[name] = {
+            "average": None if whole is None else whole * factor,
+            "peak": max(peaks) * factor if peaks else None,
+        }
+    return found, max(rows["at"]) + SLOT if rows["at"] else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _total(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _events(engine: Engine, uuid: str) -> list[dict[str, Any]]:
+    """Interruptions and returns, the oldest first."""
+    return [
+        {"at": e["at"], "kind": e["kind"], "detail": e["detail"], "operation": e["operation"]}
+        for e in engine.store.samples.events(engine.facts.name, 0, uuid)
+        if e["kind"] in _HISTORY
+    ]
+
+
+def _after(engine: Engine, ref: str) -> dict[str, Any]:
+    """CPU cores, memory and network after an interruption of half an hour, with who says so; None where nobody can."""
+    predicted: dict[str, Any] = {"gap": GAP, "cpu_cores": None, "memory_bytes": None, "network_bits_per_second": None}
+    try:
+        told = forecast_vm(engine, ref, Question(gap=GAP, after=True))
+    except HvctlError as e:
+        return predicted | {"quantile": None, "answered": {}, "reason": e.message}
+    names = {"cpu": ("cpu_cores", 1.0), "memory": ("memory_bytes", MIB), "network": ("network_bits_per_second", 1e6)}
+    answered = {}
+    for line in told.lines:
+        if line.resource in names and line.history:
+            name, factor = names[line.resource]
+            predicted[name] = line.peak * factor
+            answered[name] = f"{line.answered.value}: {line.rule}"
+    return predicted | {"quantile": told.question.quantile, "answered": answered, "reason": None}
