@@ -51,8 +51,9 @@ EXPLAINED = (
     Column("resource", "RESOURCE"),
     Column("name", "FEATURE"),
     Column("value", "VALUE", lambda v: "unknown" if v is None else f"{v:.3g}"),
+    Column("usual", "USUALLY", lambda v: "unknown" if v is None else f"{v:.3g}"),
     Column("gain", "GAIN", _share),
-    Column("change", "PEAK WITHOUT IT", lambda v: f"{v:+.3g}"),
+    Column("change", "PEAK IF USUAL", lambda v: f"{v:+.3g}"),
 )
 PLAIN = ("resource", "unit", "peak", "mean", "quantile", "horizon", "gap", "coverage", "answered", "rule", "history",
          "model", "model_age", "actual_peak", "actual_mean", "reason")  # fmt: skip

@@ -1,5 +1,5 @@
 """Why a model says what it says of one VM: what each feature was worth in training, and what the answer would be if
-nobody knew that one feature. The best rule's answer stands beside it."""
+that one feature were as it usually is for this VM. The best rule's answer stands beside it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from hvctl.adapters.boosters import Boosters
 from hvctl.forecasting.features import FEATURES, features
 from hvctl.forecasting.forecast import forecast, key_of
 from hvctl.forecasting.rulebook import LENGTHS
-from hvctl.forecasting.series import STEP, Cases
+from hvctl.forecasting.series import F32, STEP, Cases
 from hvctl.operations.forecast import Told
 
 SHOWN: Final = 8
+HOURS: Final = 72
+SLOTS_OF_AN_HOUR: Final = 3600 // STEP
 _SECONDS: Final = 5.0  # a person waits for this
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """value is the feature's (mostly the logarithm of a ratio to the VM's base; None: unknown), gain its share of what
-    training gained, change what the forecast peak would gain without it (in the resource's unit)."""
+    """value is the feature's (mostly the logarithm of a ratio to the VM's base; None: unknown), usual its median over
+    the hours before, gain its share of what training gained, change what the forecast peak would gain if it were the
+    usual one (in the resource's unit)."""
 
     name: str
     value: float | None
+    usual: float | None
     gain: float
     change: float
 
@@ -68,9 +72,10 @@ def _model(told: Told, resource: str) -> tuple[float | None, tuple[Feature, ...]
     cases = Cases.now(1, slots, round(asked.gap / STEP), round(asked.horizon / STEP), LENGTHS[-1])
     made = features(told.series, resource, cases)
     key = key_of(resource, "peak", asked.quantile)
-    # One row as it is, and one for each feature with that one unknown.
+    usual = _usual(told, resource, cases)
+    # One row as it is, and one for each feature with the usual value of that one.
     rows = np.repeat(made.x, 1 + len(FEATURES), axis=0)
-    rows[np.arange(1, len(rows)), np.arange(len(FEATURES))] = np.nan
+    rows[np.arange(1, len(rows)), np.arange(len(FEATURES))] = usual
     word = models.predict(key, rows, _SECONDS)
     if not isinstance(word, np.ndarray):
         return None, (), word.reason
@@ -79,7 +84,8 @@ def _model(told: Told, resource: str) -> tuple[float | None, tuple[Feature, ...]
     moved = [
         Feature(
             name,
-            float(made.x[0, i]) if np.isfinite(made.x[0, i]) else None,
+            _known(made.x[0, i]),
+            _known(usual[i]),
             gains[name],
             float(peaks[1 + i] - peaks[0]),
         )
@@ -87,3 +93,19 @@ def _model(told: Told, resource: str) -> tuple[float | None, tuple[Feature, ...]
     ]
     moved.sort(key=lambda f: (-abs(f.change), -f.gain))
     return float(peaks[0]), tuple(moved[:SHOWN]), None
+
+
+def _usual(told: Told, resource: str, now: Cases) -> F32:
+    """The median of each feature over the hours before; NaN where none of them knew it."""
+    cuts = np.arange(told.series.slots, SLOTS_OF_AN_HOUR, -SLOTS_OF_AN_HOUR)[1 : HOURS + 1]
+    if not len(cuts):
+        return np.full(len(FEATURES), np.nan, np.float32)
+    same = (np.full(len(cuts), v[0], np.int64) for v in (now.gap, now.horizon, now.history))
+    x = np.sort(features(told.series, resource, Cases(np.zeros(len(cuts), np.int64), cuts, *same)).x, axis=0)
+    middle = np.maximum((np.isfinite(x).sum(axis=0) - 1) // 2, 0)
+    found: F32 = x[middle, np.arange(len(FEATURES))]
+    return found
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -18,7 +18,7 @@ def put(engine: Engine, series: Series, names: dict[str, str] | None = None, end
     """The series' last slot becomes the newest one before `end`; the clock of the engine stands there."""
     engine.clock = lambda: end
     start = int(end) // STEP * STEP - series.slots * STEP
-    vm, slot = np.nonzero(np.isfinite(next(iter(series.values.values()))))
+    vm, slot = np.nonzero(np.any([np.isfinite(v) for v in series.values.values()], axis=0))
     columns: dict[str, Any] = {
         "uuid": [series.vms[i] for i in vm],
         "at": [start + int(s) * STEP for s in slot],
@@ -32,10 +32,11 @@ def put(engine: Engine, series: Series, names: dict[str, str] | None = None, end
         ("network", "net_rx_bytes_mean", 125_000),
     ):
         if resource in series.values:
-            columns[column] = [float(v) * factor for v in series.values[resource][vm, slot]]
+            found = series.values[resource][vm, slot]
+            columns[column] = [float(v) * factor if np.isfinite(v) else None for v in found]
     for resource, other in (("disk", "disk_write_bytes_mean"), ("network", "net_tx_bytes_mean")):
         if resource in series.values:
             columns[other] = [0.0] * len(vm)
     if "cpu" in series.values:
-        columns["cpu_max"] = [1.5 * v for v in columns["cpu_mean"]]
+        columns["cpu_max"] = [None if v is None else 1.5 * v for v in columns["cpu_mean"]]
     engine.store.samples.put_series(engine.facts.name, names or {}, columns)

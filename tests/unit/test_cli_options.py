@@ -29,6 +29,7 @@ HEAVY = (
     "lightgbm",
     "pyarrow",
     "scipy",
+    "matplotlib",
 )
 # What the framework itself brings, and is tested by its makers.
 FRAMEWORKS = {"--help", "--install-completion", "--show-completion"}

@@ -42,10 +42,10 @@ def job(name: str = "test", work: Callable[[Node], str] = lambda _: "worked", *,
 
 
 def test_the_catalog() -> None:
-    assert set(JOBS) == {"recover", "collect", "roll-up", "reconcile"}
-    assert {name for name, job in JOBS.items() if job.action} == {"recover", "reconcile"}
+    assert set(JOBS) == {"recover", "collect", "roll-up", "reconcile", "forecast", "retrain"}
+    assert {name for name, job in JOBS.items() if job.action} == {"recover", "reconcile", "retrain"}
     assert {job.name: job.every(SETTINGS) for job in JOBS.values()} == {
-        "recover": 10, "collect": 10, "roll-up": 300, "reconcile": 300,
+        "recover": 10, "collect": 10, "roll-up": 300, "reconcile": 300, "forecast": 300, "retrain": 86400,
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="no job 'colect'"):
         find("colect")
@@ -55,9 +55,9 @@ def test_the_catalog() -> None:
     ("paused", "stopped"),
     [
         ([], set()),
-        ([None], {"recover", "reconcile"}),
+        ([None], {"recover", "reconcile", "retrain"}),
         (["collect"], {"collect"}),
-        ([None, "collect"], {"recover", "reconcile", "collect"}),
+        ([None, "collect"], {"recover", "reconcile", "retrain", "collect"}),
         (["roll-up", "recover"], {"roll-up", "recover"}),
     ],
 )
@@ -155,7 +155,10 @@ def test_the_status_of_once_tells_what_failed(site: FakeSite, run: Run) -> None:
     assert done.status == 1
     assert "failed: collect" in done.err
     states = {r["job"]: r["state"] for r in json.loads(done.out)["runs"]}
-    assert states == {"recover": "done", "collect": "failed", "roll-up": "done", "reconcile": "done"}
+    assert states == {
+        "recover": "done", "collect": "failed", "roll-up": "done", "reconcile": "done", "forecast": "done",
+        "retrain": "done",
+    }  # fmt: skip
 
 
 # --- the operations are those of the CLI
@@ -190,7 +193,7 @@ def listed(run: Run) -> dict[str, dict[str, object]]:
 def test_pause_and_resume(site: FakeSite, run: Run) -> None:
     assert run("job", "pause").status == 0
     assert {n: bool(j["paused"]) for n, j in listed(run).items()} == {
-        "recover": True, "collect": False, "roll-up": False, "reconcile": True,
+        "recover": True, "collect": False, "roll-up": False, "reconcile": True, "forecast": False, "retrain": True,
     }  # fmt: skip
     assert str(listed(run)["recover"]["paused"]).startswith("by operator since 20")
     assert run("job", "pause", "collect").status == 0
@@ -238,11 +241,9 @@ def test_a_job_by_hand_ends_with_what_became_of_it(site: FakeSite, run: Run) -> 
         assert run("job", "run", "collect").status == 7
 
 
-def test_the_catalog_is_all_that_knows_apscheduler(site: FakeSite) -> None:
-    """Listing and pausing jobs does not load it."""
-    code = (
-        "import sys; from hvctl.cli.app import app; import hvctl.jobs.catalog; assert 'apscheduler' not in sys.modules"
-    )
+def test_the_catalog_is_light(site: FakeSite) -> None:
+    """Listing and pausing jobs loads neither the scheduler nor what forecasts are made with."""
+    code = "import sys; from hvctl.cli.app import app; import hvctl.jobs.catalog; assert not {'apscheduler', 'numpy'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

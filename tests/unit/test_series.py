@@ -93,7 +93,8 @@ def test_sizes_are_the_most_that_was_allocated_and_starts_the_last(engine: Engin
 @pytest.mark.parametrize("name", ["record.parquet", "record.csv"])
 def test_a_record_goes_out_and_comes_in(engine: Engine, tmp_path: Path, name: str) -> None:
     made = fleet(3, 2)
-    made.values["cpu"][1, 100:120] = np.nan
+    for values in made.values.values():
+        values[1, 100:120] = np.nan
     made.values["memory"][2, :50] = np.nan
     put(engine, made)
     there = verbs.history(engine)

@@ -1,0 +1,343 @@
+"""The jobs that forecast and retrain: what is kept, what came, who has won, and who reads it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faults.command import FakeSite
+
+from hvctl.adapters.boosters import Silence
+from hvctl.engine import expected
+from hvctl.engine.collect import Collector
+from hvctl.engine.expected import Expected, newest, of_window
+from hvctl.engine.operate import Engine
+from hvctl.engine.runtime import open_engine
+from hvctl.errors import RefusedError
+from hvctl.forecasting import arbiter
+from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting.series import F32, STEP, Series
+from hvctl.jobs.catalog import JOBS, Node, perform
+from hvctl.model.allocation import Allocation, Record, Resources
+from hvctl.model.forecast import Answerer, ModelCard
+from hvctl.model.job import RunState
+from hvctl.model.pool import Rung
+from hvctl.model.prediction import Prediction, Recorded
+from hvctl.model.restart import Restart
+from hvctl.model.sample import Sample
+from hvctl.operations import forecast as forecasts
+from hvctl.operations import interrupt
+from hvctl.operations import model as models
+from hvctl.operations import pool as pools
+from hvctl.operations import retrain as training
+from hvctl.operations.refresh import HORIZON, refresh
+from hvctl.operations.retrain import retrain
+from hvctl.operations.top import Resource, Top, Use, kept_forecasts
+from unit.commandline import Run, runner
+from unit.fleets import fleet
+from unit.poolhost import MIB, add
+from unit.record import NOW, put
+
+END = int(NOW) // STEP * STEP
+
+
+@pytest.fixture
+def run(site: FakeSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(site, monkeypatch, capsys)
+
+
+@dataclass
+class Oracle:
+    """A model that always says the same ratio to the base."""
+
+    ratio: float = 0.0
+
+    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
+        return np.full(len(x), self.ratio, np.float32) if "peak" in key else Silence("no part")
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    """In use instead of the models of the state directory."""
+    said = Oracle()
+    monkeypatch.setattr(models, "panel", lambda _settings: Panel(models=said, missing="", name="m1", age=1.0))
+    return said
+
+
+def kept(engine: Engine) -> dict[tuple[str, str], Prediction]:
+    found = engine.store.forecasts.newest(engine.facts.name, 0, 2**40)
+    return {(p.vm_uuid, p.resource): p for p in found}
+
+
+# --- the job
+
+
+def test_nothing_is_forecast_of_nothing(engine: Engine) -> None:
+    engine.clock = lambda: NOW
+    assert refresh(engine) == "nothing was measured yet"
+
+
+def test_every_vm_that_is_measured_is_forecast(engine: Engine) -> None:
+    made = fleet(3, 1)
+    made.values["memory"][1] = np.nan  # its guest does not report
+    for values in made.values.values():
+        values[2, -12:] = np.nan  # off for an hour
+    put(engine, made)
+    assert refresh(engine).startswith("2 VMs forecast, 0 of 7 answers by the model")
+    found = kept(engine)
+    assert {vm for vm, _ in found} == {"vm-0", "vm-1"}
+    assert ("vm-1", "memory") not in found
+    one = found["vm-0", "cpu"]
+    told = forecasts.forecast_vm(engine, "vm-0", forecasts.Question())
+    assert (one.made_at, one.horizon, one.quantile) == (END, 3600, 0.95)
+    assert (one.peak, one.mean, one.rule) == (told.lines[0].peak, told.lines[0].mean, told.lines[0].rule)
+    assert (one.rule_peak, one.model_peak, one.actual_peak) == (one.peak, None, None)
+    again = kept(engine)
+    refresh(engine)
+    assert kept(engine) == again
+
+
+def refresh_at(engine: Engine, *slots: int) -> None:
+    """So many slots before the end of the record, of which nothing later is there for it."""
+    for before in slots:
+        engine.clock = lambda at=NOW - STEP * before: at  # type: ignore[misc]
+        refresh(engine)
+
+
+def test_what_came_is_filled_in_when_the_hour_is_over(engine: Engine) -> None:
+    whole = fleet(2, 1.5)
+    whole.values["cpu"][1, -12:-3] = np.nan  # off for most of that hour
+    put(engine, whole)
+    refresh_at(engine, 12, 1)
+    host = engine.facts.name
+    assert {p.actual_peak for p in engine.store.forecasts.made(host, 0, NOW)} == {None}
+    refresh_at(engine, 0)
+    past = {(p.vm_uuid, p.resource): p for p in engine.store.forecasts.made(host, 0, END - HORIZON)}
+    for vm, resource, values in (("vm-0", "cpu", whole.values["cpu"][0]), ("vm-1", "disk", whole.values["disk"][1])):
+        assert past[vm, resource].actual_peak == pytest.approx(float(values[-12:].max()), rel=1e-4)
+    assert past["vm-1", "cpu"].actual_peak is None
+
+
+def test_the_model_answers_only_where_it_has_won(
+    engine: Engine, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter, "MIN_CASES", 6)
+    monkeypatch.setattr(arbiter, "MIN_VMS", 3)
+    whole = fleet(3, 1)
+    # CPU is what it always is, which the model says exactly and the rule says a quarter too high.
+    whole.values["cpu"][:] = 2.0
+    put(engine, whole)
+    refresh_at(engine, 60)
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.model_peak, one.rule_peak) == (pytest.approx(2.0, rel=1e-3), pytest.approx(2.5, rel=1e-2))
+    assert one.answered == Answerer.BASELINE
+    refresh_at(engine, 48)
+    assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
+    refresh_at(engine, 36)
+    record = engine.store.forecasts.standings(engine.facts.name)["cpu"]
+    assert (record.cases, record.vms, record.model) == (6, 3, True)
+    assert record.model_loss < record.rule_loss
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.answered, one.rule, one.peak) == (Answerer.MODEL, "m1", one.model_peak)
+    # A model that says too little in the next hours loses what it won.
+    oracle.ratio = -3.0
+    refresh_at(engine, 24, 12, 0)
+    assert not engine.store.forecasts.standings(engine.facts.name)["cpu"].model
+    assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
+
+
+def test_another_model_begins_anew(engine: Engine, oracle: Oracle) -> None:
+    host = engine.facts.name
+    engine.store.forecasts.stand(host, [Recorded("cpu", "m0", 1.0, 9.0, 9000, 90, True, 0)])
+    put(engine, fleet(2, 1))
+    refresh_at(engine, 12, 0)
+    record = engine.store.forecasts.standings(host)["cpu"]
+    assert (record.model_name, record.cases, record.model) == ("m1", 2, False)
+
+
+def test_hours_that_overlap_teach_once(engine: Engine, oracle: Oracle) -> None:
+    put(engine, fleet(2, 1))
+    # The hours of the first five are over in the end, and the fifth begins where the first one ended.
+    refresh_at(engine, 24, 21, 18, 15, 12, 9, 6, 3, 0)
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+    refresh_at(engine, 0)
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+
+
+def test_old_forecasts_go(engine: Engine) -> None:
+    host = engine.facts.name
+    put(engine, fleet(1, 0.2))
+    old = Prediction(END - 90000, "vm-0", "cpu", 3600, 0.95, 1.0, 1.0, "r", "baseline", None, None, 1.0, 1.0)
+    engine.store.forecasts.add(host, [old, old._replace(made_at=END - 80000)])
+    refresh(engine)
+    assert {p.made_at for p in engine.store.forecasts.made(host, 0, NOW)} == {END - 80000, END}
+
+
+# --- who reads them
+
+
+def predicted(engine: Engine, uuid: str, made_at: int, answered: str = "baseline", **peaks: float) -> None:
+    engine.store.forecasts.add(
+        engine.facts.name,
+        [
+            Prediction(made_at, uuid, resource, 3600, 0.95, peak, peak / 2, "max_1h", answered, None, None, peak, 1.0)
+            for resource, peak in peaks.items()
+        ],
+    )
+
+
+@pytest.fixture
+def served(site: FakeSite) -> Iterator[Engine]:
+    """As every command opens it; the clock stands."""
+    with open_engine(replace(site.settings, reserve_memory=0, cpu_overcommit=1.0)) as engine:
+        engine.clock = lambda: NOW
+        yield engine
+
+
+def test_a_need_is_what_is_forecast_with_its_reason(site: FakeSite, served: Engine) -> None:
+    uuid = add(site, "a", memory=512, vcpus=2)
+    vm = served.host.domains.get("a")
+    assert served.needs(vm, 0.0).reason == "promised: no forecast"
+    served.needs = Expected(served)
+    predicted(served, uuid, END, cpu=0.7312, memory=100.2)
+    need = served.needs(vm, 0.0)
+    balloon = served.host.domains.balloon(uuid)
+    kernel = 0 if balloon.total is None else balloon.actual - balloon.total
+    whole = 101 * MIB + kernel + served.settings.memory_margin
+    assert (need.resources, need.known) == (Resources(cpu=74, memory=whole), True)
+    assert "cpu by max_1h; memory by max_1h" in need.reason
+    assert "quantile 0.95" in need.reason
+
+
+def test_a_part_that_nobody_forecasts_is_what_is_promised(site: FakeSite, served: Engine) -> None:
+    uuid = add(site, "a", memory=512, vcpus=2)
+    vm = served.host.domains.get("a")
+    predicted(served, uuid, END, cpu=0.5)
+    predicted(served, uuid, END, answered=Answerer.TOO_LITTLE_HISTORY.value, memory=1.0)
+    assert served.needs(vm, 0.0).resources == Resources(cpu=50, memory=512 * MIB)
+
+
+def test_an_old_forecast_is_none(site: FakeSite, served: Engine) -> None:
+    uuid = add(site, "a")
+    predicted(served, uuid, END - 4000, cpu=0.5)
+    assert newest(served) == {}
+    assert not served.needs(served.host.domains.get("a"), 0.0).known
+
+
+def test_after_an_interruption_restarts_count(site: FakeSite, served: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = add(site, "a", vcpus=4)
+    vm = served.host.domains.get("a")
+    record = [Restart(uuid, None, 1000.0 * i, 60.0, 300, {"cpu": 3.0}) for i in range(3)]
+    monkeypatch.setattr(expected, "restarts_of", lambda _: record)
+    predicted(served, uuid, END, cpu=0.5, memory=50.0)
+    assert served.needs(vm, 0.0).resources.cpu == 50
+    need = served.needs(vm, 1800.0)
+    assert need.resources.cpu == 300
+    assert "from 3 restarts of this VM" in need.reason
+
+
+def test_the_window_of_restarts_is_the_longest_that_fits() -> None:
+    def windows(*seconds: int, horizon: int = 3600) -> set[int]:
+        return {r.window for r in of_window([Restart("a", None, 1.0, None, s, {}) for s in seconds], horizon)}
+
+    assert windows(300, 1800, 3600) == {3600}
+    assert windows(300, 1800, 3600, horizon=1800) == {1800}
+    assert windows(7200, 9000) == {7200}
+    assert windows() == set()
+
+
+def test_pool_show_adds_up_what_is_forecast(site: FakeSite, served: Engine) -> None:
+    first = add(site, "a", memory=512, vcpus=2)
+    add(site, "b", memory=256, vcpus=1)
+    before = {row["resource"]: row["forecast"] for row in pools.show(served)}
+    assert (before["cpu"], before["memory"]) == (300, 768 * MIB)
+    predicted(served, first, END, cpu=0.5)
+    served.needs = Expected(served)
+    assert {row["resource"]: row["forecast"] for row in pools.show(served)}["cpu"] == 150
+
+
+def test_an_interruption_reserves_what_is_forecast(site: FakeSite, served: Engine) -> None:
+    uuid = add(site, "a", memory=512, vcpus=2)
+    predicted(served, uuid, END, cpu=0.5, memory=100.0)
+    (outcome,) = interrupt.vms(served, ["a"], Rung.POWER_OFF, back=600.0, grace=1.0, reason="test")
+    assert "memory by max_1h" in outcome.result["forecast"]
+    (away,) = served.store.pool.away(served.facts.name)
+    assert 100 * MIB < away.goal.allocation.memory < 512 * MIB
+    assert "forecast of" in away.forecast
+    (kept_for_it,) = served.store.pool.reservations(served.facts.name)
+    assert kept_for_it.size.memory == away.goal.allocation.memory
+
+
+def test_top_shows_what_is_forecast(site: FakeSite, engine: Engine, run: Run) -> None:
+    now = time.time()
+    engine.clock = lambda: now
+    uuid = site.world.add_vm("a", record=Record(Allocation(1, 256 * MIB)))
+    engine.store.samples.add(engine.facts.name, [Sample(uuid, "a", int(now), 10.0, cpu=0.25, vcpus=1)])
+    predicted(engine, uuid, int(now) - 60, cpu=0.5, memory=100.0, disk=3.0, network=2.0)
+    (line,) = Top(engine, Resource.CPU, kept_forecasts).look(1.0)
+    assert line.forecast == Use(cpu=0.5, memory=100 * MIB, disk=3000, network=2e6)
+    assert "0.5, 100 MiB" in run("top", "-n", "1").out
+
+
+# --- retraining
+
+
+@pytest.fixture
+def trained(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was trained and promoted, without the training itself, which tests of models have."""
+    done: list[str] = []
+    card = ModelCard("new", "2026-01-01T00:00:00Z", "record.parquet", 30, 3.0, 1000, "f", 1, {}, {})
+
+    def train(_settings: object, data: Path, _say: object, **_more: Any) -> ModelCard:
+        assert data.is_file()
+        done.append(f"trained {data.name}")
+        return card
+
+    monkeypatch.setattr(models, "train", train)
+    monkeypatch.setattr(models, "promote", lambda _s, name, data: done.append(f"promoted {name}"))
+    return done
+
+
+@pytest.mark.parametrize(("vms", "days"), [(29, 3.1), (31, 1.5)])
+def test_too_little_record_trains_nothing(engine: Engine, trained: list[str], vms: int, days: float) -> None:
+    put(engine, sized(vms, days))
+    assert retrain(engine).startswith(f"too little record: {vms} VMs")
+    assert trained == []
+
+
+def sized(vms: int, days: float) -> Series:
+    made = fleet(vms, days, resources=("cpu",))
+    return replace(made, sizes={"cpu": np.ones(vms, np.float32), "memory": np.ones(vms, np.float32)})
+
+
+def test_a_long_record_is_trained_on_and_the_better_one_used(
+    engine: Engine, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, sized(30, 3.1))
+    assert retrain(engine) == "new was trained and is in use"
+    assert trained == ["trained record.parquet", "promoted new"]
+
+    def refuse(*_: object) -> None:
+        raise RefusedError("the model new is not better than the rules.")
+
+    monkeypatch.setattr(models, "promote", refuse)
+    assert retrain(engine) == "new was trained and is not in use: the model new is not better than the rules."
+    # A daemon that starts anew trains no other one.
+    young = ModelCard("new", "2026-01-01T00:00:00Z", "record.parquet", 30, 3.0, 1000, "f", 1, {}, {})
+    monkeypatch.setattr(models, "listed", lambda _: ("new", (young,)))
+    engine.clock = lambda: 1767225600.0 + training.ENOUGH_DAYS
+    assert retrain(engine) == "the newest model is too young"
+
+
+def test_both_are_jobs(engine: Engine, run: Run) -> None:
+    put(engine, fleet(2, 1), end=time.time())
+    done = perform(JOBS["forecast"], Node(engine, Collector(engine)), "ann")
+    assert (done.state, done.detail[:14]) == (RunState.DONE, "2 VMs forecast")
+    ran = run("-f", "json", "job", "run", "retrain")
+    assert json.loads(ran.out)["runs"][0]["detail"].startswith("too little record: 2 VMs")
