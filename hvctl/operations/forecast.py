@@ -96,6 +96,8 @@ def found_vm(engine: Engine, ref: str) -> tuple[str, str, Vm | None]:
 def forecast_vm(engine: Engine, ref: str, question: Question) -> Told:
     """NotFoundError; UsageError for what is never forecast; RefusedError before anything was measured."""
     _check(question)
+    if question.at is not None and question.at > engine.clock():
+        raise UsageError("nothing is known of that time yet.", "--at names a time of the past")
     uuid, name, vm = found_vm(engine, ref)
     series = history(engine, [uuid], until=question.at)
     if not any(np.isfinite(v).any() for v in series.values.values()):

@@ -16,7 +16,7 @@ from hvctl.operations.series import WEEK
 
 MIB: Final = 1 << 20
 _HISTORY: Final = (EventKind.INTERRUPTION, EventKind.RESTART)
-_RECENT: Final = 3600.0
+_CYCLES: Final = 12  # of collection, after which the newest sample is not one of now
 _MEASURES: Final = {
     "cpu_cores": (("cpu",), 1.0),
     "memory_bytes": (("memory_used",), 1.0),
@@ -32,7 +32,8 @@ def show(engine: Engine, ref: str) -> dict[str, Any]:
     uuid, name, vm = found_vm(engine, ref)
     host, now = engine.facts.name, engine.clock()
     known = engine.store.samples.observed(host).get(uuid, {})
-    latest = next((s for s in reversed(engine.store.samples.latest(host, int(now - _RECENT))) if s.uuid == uuid), None)
+    recent = engine.store.samples.latest(host, int(now - _CYCLES * engine.settings.collect_interval))
+    latest = next((s for s in reversed(recent) if s.uuid == uuid), None)
     use, last_row = _use(engine, uuid, now)
     moments = [t for t in (last_row, None if latest is None else latest.at) if t is not None]
     running = vm is not None and vm.state.active

@@ -19,6 +19,7 @@ ENOUGH_VMS: Final = 30
 ENOUGH_DAYS: Final = 3
 LONGEST: Final = 30 * 86400.0
 """Seconds of the record that a model is trained on: demand of long ago tells little, and must fit into memory."""
+FEWEST_ROWS: Final = 20_000
 SLOTS_OF_A_DAY: Final = 288
 
 
@@ -44,7 +45,9 @@ def retrain(engine: Engine) -> str:
         )
     path = Path(settings.state_dir) / _FILE
     seriesfile.write(path, series)
-    card = models.train(settings, path, engine.progress)
+    # Of a small fleet there are not that many different cases.
+    rows = max(FEWEST_ROWS, min(models.ROWS, int(seen.sum())))
+    card = models.train(settings, path, engine.progress, rows=rows)
     try:
         models.promote(settings, card.id, path)
     except RefusedError as e:

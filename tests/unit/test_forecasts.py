@@ -127,6 +127,8 @@ def test_as_of_then_it_knows_nothing_of_what_came(engine: Engine, vm: str) -> No
     assert of(again).peak == of(past).peak
     assert again.came["cpu"] == (7.0, 7.0)
     assert again.document()["resources"][0]["actual_peak"] == 7.0
+    with pytest.raises(UsageError, match="nothing is known"):
+        forecast_vm(engine, "a", Question(at=NOW + 10))
 
 
 def test_the_model_answers_where_it_has_won_here(engine: Engine, vm: str, won: str) -> None:
