@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.errors import NotFoundError, UsageError
+from hvctl.errors import HvctlError, NotFoundError, UsageError
 from hvctl.forecasting.series import F32, F64, STEP, Series
 from hvctl.model.sample import EventKind
 
@@ -99,7 +99,7 @@ def _starts(engine: Engine, vms: Sequence[str], since: float) -> F64:
 
 
 def export_file(engine: Engine, path: Path, since: float, until: float | None = None) -> Moved:
-    """NotFoundError if nothing was measured in that time."""
+    """NotFoundError if nothing was measured in that time; HvctlError if the file cannot be written."""
     from hvctl.adapters import seriesfile
 
     end = engine.clock() if until is None else until
@@ -108,7 +108,10 @@ def export_file(engine: Engine, path: Path, since: float, until: float | None = 
     series = history(engine, None, end - since, until)
     if not series.vms:
         raise NotFoundError("nothing was measured in that time.", "hvctl node run; hvctl job run roll-up")
-    seriesfile.write(path, series)
+    try:
+        seriesfile.write(path, series)
+    except OSError as e:
+        raise HvctlError(f"{path} cannot be written: {e.strerror or e}.", "name another file") from e
     return Moved(int(_measured(series).sum()), len(series.vms))
 
 

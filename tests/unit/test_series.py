@@ -111,6 +111,16 @@ def test_a_record_goes_out_and_comes_in(engine: Engine, tmp_path: Path, name: st
     assert np.allclose(back.size("memory"), there.size("memory"))
 
 
+def test_requests_of_disks_go_out_and_come_in(engine: Engine, tmp_path: Path) -> None:
+    rows(engine, END - 2 * STEP, cpu_mean=1.0, disk_reads_mean=7.0, disk_writes_mean=2.0)
+    rows(engine, END - STEP, cpu_mean=1.0)
+    path = tmp_path / "a.parquet"
+    verbs.export_file(engine, path, NOW - 3600)
+    engine.store.samples.prune(engine.facts.name, int(NOW), int(NOW))
+    verbs.import_file(engine, path)
+    assert np.array_equal(verbs.history(engine).values["iops"][0, -2:], [9, np.nan], equal_nan=True)
+
+
 def test_what_a_node_does_not_keep_is_not_taken(engine: Engine, tmp_path: Path) -> None:
     put(engine, fleet(2, 2))
     path = tmp_path / "a.parquet"
@@ -139,5 +149,7 @@ def test_the_commands(engine: Engine, run: Run, tmp_path: Path) -> None:
     done = run("-f", "json", "series", "export", path, "--since", "1d", "--until", "12h")
     assert done.status == 0, done.err
     assert json.loads(done.out)["series"] == {"rows": 288, "vms": 2, "left_out": 0}
+    assert run("series", "export", str(tmp_path / "none" / "a.csv")).status == 1
+    assert run("series", "export", str(tmp_path / "none" / "a.parquet")).status == 1
     assert run("series", "import", path).out == "taken  288 rows of 2 VMs\n"
     assert run("series", "export", path, "--since", "yesterday").status == 2
