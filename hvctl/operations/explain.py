@@ -58,7 +58,7 @@ def explain(told: Told) -> list[Explanation]:
     for line in told.lines:
         rule = rules[line.resource]
         peak, moved, silence = _model(told, line.resource)
-        why = line.reason if silence is None else f"{line.reason}; {silence}"
+        why = line.reason if silence is None else f"{line.reason.rstrip('.')}; {silence}"
         found.append(Explanation(line.resource, line.unit, line.answered.value, why, rule.rule, rule.peak, peak, moved))
     return found
 

@@ -134,11 +134,12 @@ def after_restart(engine: Engine, rolling: Forecast, image: str | None, series: 
         rolling.vm, image, of_window(restarts_of(engine), rolling.horizon), rolling.resource,
         rolling=rolling.peak, quantile=rolling.quantile, limit=None if np.isnan(size) else size,
     )  # fmt: skip
+    before = rolling.reason.rstrip(".")
     if need is None:
-        return replace(rolling, reason=f"{rolling.reason}; no restarts are recorded, so a boot's cost is not in it")
+        return replace(rolling, reason=f"{before}; no restarts are recorded, so a boot's cost is not in it")
     seen = f"{need.restarts} restarts of {need.learned_from}"
     if need.value <= rolling.peak:
-        return replace(rolling, reason=f"{rolling.reason}; {seen} ask for no more than {need.value:.3g}")
+        return replace(rolling, reason=f"{before}; {seen} ask for no more than {need.value:.3g}")
     return replace(
         rolling, peak=need.value, answered=Answerer.RESTARTS, rule=need.rule, coverage=None,
         reason=f"{seen} ask for more than the rolling forecast of {rolling.peak:.3g}",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from faults.command import FakeSite
 
+from hvctl.adapters import modelstore
 from hvctl.adapters.boosters import Silence
 from hvctl.engine import expected
 from hvctl.engine.collect import Collector
@@ -45,6 +46,12 @@ from unit.poolhost import MIB, add
 from unit.record import NOW, put
 
 END = int(NOW) // STEP * STEP
+
+
+@pytest.fixture(autouse=True)
+def nothing_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What hvctl is shipped with is another test's matter."""
+    monkeypatch.setattr(modelstore, "shipped_folder", lambda: tmp_path / "shipped")
 
 
 @pytest.fixture
