@@ -16,7 +16,7 @@ from hvctl.engine.nodelock import job_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import BusyError, HvctlError, NotFoundError
 from hvctl.model.job import JobPause, JobRun, RunState
-from hvctl.operations import collect, mend
+from hvctl.operations import collect, mend, restarts
 from hvctl.settings import Settings
 
 SLACK = 0.5
@@ -67,6 +67,13 @@ JOBS: dict[str, Job] = {
             "makes five-minute rows, removes old ones",
             lambda s: s.roll_up_interval,
             lambda n: collect.roll_up(n.engine),
+            action=False,
+        ),
+        Job(
+            "restarts",
+            "remembers what VMs needed after their starts",
+            lambda s: s.roll_up_interval,
+            lambda n: restarts.learn(n.engine),
             action=False,
         ),
         Job(

@@ -42,10 +42,10 @@ def job(name: str = "test", work: Callable[[Node], str] = lambda _: "worked", *,
 
 
 def test_the_catalog() -> None:
-    assert set(JOBS) == {"recover", "collect", "roll-up", "reconcile"}
+    assert set(JOBS) == {"recover", "collect", "roll-up", "restarts", "reconcile"}
     assert {name for name, job in JOBS.items() if job.action} == {"recover", "reconcile"}
     assert {job.name: job.every(SETTINGS) for job in JOBS.values()} == {
-        "recover": 10, "collect": 10, "roll-up": 300, "reconcile": 300,
+        "recover": 10, "collect": 10, "roll-up": 300, "restarts": 300, "reconcile": 300,
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="no job 'colect'"):
         find("colect")
@@ -155,7 +155,13 @@ def test_the_status_of_once_tells_what_failed(site: FakeSite, run: Run) -> None:
     assert done.status == 1
     assert "failed: collect" in done.err
     states = {r["job"]: r["state"] for r in json.loads(done.out)["runs"]}
-    assert states == {"recover": "done", "collect": "failed", "roll-up": "done", "reconcile": "done"}
+    assert states == {
+        "recover": "done",
+        "collect": "failed",
+        "roll-up": "done",
+        "restarts": "done",
+        "reconcile": "done",
+    }
 
 
 # --- the operations are those of the CLI
@@ -190,7 +196,7 @@ def listed(run: Run) -> dict[str, dict[str, object]]:
 def test_pause_and_resume(site: FakeSite, run: Run) -> None:
     assert run("job", "pause").status == 0
     assert {n: bool(j["paused"]) for n, j in listed(run).items()} == {
-        "recover": True, "collect": False, "roll-up": False, "reconcile": True,
+        "recover": True, "collect": False, "roll-up": False, "restarts": False, "reconcile": True,
     }  # fmt: skip
     assert str(listed(run)["recover"]["paused"]).startswith("by operator since 20")
     assert run("job", "pause", "collect").status == 0
