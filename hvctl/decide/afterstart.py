@@ -46,7 +46,8 @@ def restarts(
     lead: float = HOUR,
 ) -> list[Restart]:
     """Every start with every span that is over. events and samples are of one host in the order of time; images are by
-    the VM's UUID; lead are the seconds before a stop that `before` is of. A span in which the VM stopped again is left out: what it would have needed nobody saw."""
+    the VM's UUID; lead are the seconds before a stop that `before` is of. A span in which the VM stopped again is left
+    out: what it would have needed nobody saw."""
     ended: dict[str, float] = {}
     starts: list[tuple[str, float, float | None]] = []
     stops: dict[str, list[float]] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -242,14 +240,6 @@ def test_a_job_by_hand_ends_with_what_became_of_it(site: FakeSite, run: Run) -> 
     assert (failed.status, "read_meter failed as scripted" in failed.err) == (1, True)
     with job_lock(Path(site.settings.run_dir), "collect"):
         assert run("job", "run", "collect").status == 7
-
-
-def test_the_catalog_is_all_that_knows_apscheduler(site: FakeSite) -> None:
-    """Listing and pausing jobs does not load it."""
-    code = (
-        "import sys; from hvctl.cli.app import app; import hvctl.jobs.catalog; assert 'apscheduler' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # --- settings
