@@ -26,13 +26,10 @@ HEAVY = (
     "qemu",
     "alembic",
     "yaml",
-<<<<<<< HEAD
     "lightgbm",
     "pyarrow",
     "scipy",
-=======
     "apscheduler",
->>>>>>> daemon
 )
 # What the framework itself brings, and is tested by its makers.
 FRAMEWORKS = {"--help", "--install-completion", "--show-completion"}
