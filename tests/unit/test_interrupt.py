@@ -376,3 +376,20 @@ def test_whoever_carries_it_on_finds_who_went_already(site: FakeSite) -> None:
         assert set(gone(engine)) == {"spot"}
         assert gone(engine)["spot"].returns == reserved(engine)[uuid].id
         assert site.world.vm("other").state is State.RUNNING
+
+
+def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
+    """Its first victim was started by somebody while the demand still waited for its second."""
+    add(site, "one", priority=1)
+    two = add(site, "two", priority=900)
+    site.world.fail("save", "DeadlineError", uuid=two)
+    with small(site, 1024, checked=False) as engine:
+        with pytest.raises(NotUndoneError):
+            interrupt.for_need(engine, saves(900))
+        site.world.start("one")
+        site.world.fail("save", uuid=two, times=9)
+        recover(engine)
+        assert [o.vm_name for o in journal(engine, "interrupt")].count("one") == 1
+        assert "new" not in reserved(engine), "it was given up"
+        assert site.world.vm("one").state is State.RUNNING
+        site.world.destroy("one")
