@@ -379,14 +379,17 @@ def test_whoever_carries_it_on_finds_who_went_already(site: FakeSite) -> None:
 
 
 def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
-    """Its first victim was started by somebody while the demand still waited for its second."""
+    """Its first victim was started by somebody while the demand still waited for its second, and what it had would be
+    enough now, since somebody else's VM has ended."""
     add(site, "one", priority=1)
+    add(site, "ends", interruptible=False)
     two = add(site, "two", priority=900)
     site.world.fail("save", "DeadlineError", uuid=two)
-    with small(site, 1024, checked=False) as engine:
+    with small(site, 3 * 512, checked=False) as engine:
         with pytest.raises(NotUndoneError):
             interrupt.for_need(engine, saves(900))
         site.world.start("one")
+        site.world.destroy("ends")
         site.world.fail("save", uuid=two, times=9)
         recover(engine)
         assert [o.vm_name for o in journal(engine, "interrupt")].count("one") == 1
