@@ -396,3 +396,15 @@ def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
         assert "new" not in reserved(engine), "it was given up"
         assert site.world.vm("one").state is State.RUNNING
         site.world.destroy("one")
+
+
+def test_who_was_given_more_while_squeezed_is_squeezed_from_that(site: FakeSite) -> None:
+    """To just what it had before the first time, as it happens."""
+    add(site, "spot", used=100)
+    with small(site, 900) as engine:
+        interrupt.for_need(engine, ask(488))
+        assert site.world.vm("spot").allocation.memory == 412 * MIB
+        pool.release(engine, reserved(engine)["new"].id)
+        allocate(engine, "spot", Change(memory=700 * MIB))
+        interrupt.for_need(engine, ask(388, owner="next"))
+        assert site.world.vm("spot").allocation.memory == 512 * MIB
