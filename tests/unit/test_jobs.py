@@ -40,10 +40,11 @@ def job(name: str = "test", work: Callable[[Node], str] = lambda _: "worked", *,
 
 
 def test_the_catalog() -> None:
-    assert set(JOBS) == {"recover", "collect", "roll-up", "restarts", "reconcile"}
-    assert {name for name, job in JOBS.items() if job.action} == {"recover", "reconcile"}
+    assert set(JOBS) == {"recover", "collect", "roll-up", "restarts", "pool", "demands", "returns", "reconcile"}
+    assert {name for name, job in JOBS.items() if job.action} == {"recover", "demands", "returns", "reconcile"}
     assert {job.name: job.every(SETTINGS) for job in JOBS.values()} == {
-        "recover": 10, "collect": 10, "roll-up": 300, "restarts": 300, "reconcile": 300,
+        "recover": 10, "collect": 10, "roll-up": 300, "restarts": 300, "pool": 10, "demands": 10, "returns": 10,
+        "reconcile": 300,
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="no job 'colect'"):
         find("colect")
@@ -53,9 +54,9 @@ def test_the_catalog() -> None:
     ("paused", "stopped"),
     [
         ([], set()),
-        ([None], {"recover", "reconcile"}),
+        ([None], {"recover", "demands", "returns", "reconcile"}),
         (["collect"], {"collect"}),
-        ([None, "collect"], {"recover", "reconcile", "collect"}),
+        ([None, "collect"], {"recover", "demands", "returns", "reconcile", "collect"}),
         (["roll-up", "recover"], {"roll-up", "recover"}),
     ],
 )
@@ -194,7 +195,8 @@ def listed(run: Run) -> dict[str, dict[str, object]]:
 def test_pause_and_resume(site: FakeSite, run: Run) -> None:
     assert run("job", "pause").status == 0
     assert {n: bool(j["paused"]) for n, j in listed(run).items()} == {
-        "recover": True, "collect": False, "roll-up": False, "restarts": False, "reconcile": True,
+        "recover": True, "collect": False, "roll-up": False, "restarts": False, "pool": False, "demands": True,
+        "returns": True, "reconcile": True,
     }  # fmt: skip
     assert str(listed(run)["recover"]["paused"]).startswith("by operator since 20")
     assert run("job", "pause", "collect").status == 0
