@@ -159,6 +159,9 @@ def test_the_status_of_once_tells_what_failed(site: FakeSite, run: Run) -> None:
         "collect": "failed",
         "roll-up": "done",
         "restarts": "done",
+        "pool": "done",
+        "demands": "done",
+        "returns": "done",
         "reconcile": "done",
     }
 
