@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-forecast bench-interrupt picture clean
+.PHONY: demo test soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-interrupt picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -48,6 +48,10 @@ bench-reset: setup host
 bench-collect: setup host
 	$(BIN)/hvctl image build micro
 	$(BIN)/python bench/collect.py
+
+bench-restarts: setup host
+	$(BIN)/hvctl image build micro
+	$(BIN)/python bench/restarts.py $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # Models against rules on VM traces: DATA is a file or a folder of series, SPLIT as in 60/15/25@66/78.
 bench-forecast: setup

@@ -359,7 +359,8 @@ class Meter(Protocol):
 
     def read(self) -> Reading:
         """All active VMs in one look, sorted by name, each with what the host tells of it: complete in its VMs or an
-        error, never partial. While an earlier look has not ended, DeadlineError at once."""
+        error, never partial. Of a balloon that moves its memory may be a second old. While an earlier look has not
+        ended, DeadlineError at once."""
         ...
 
     def dirty_rate(self, uuid: str, seconds: int) -> int:

@@ -149,8 +149,10 @@ def _disk(raw: dict[str, Any]) -> DiskNode:
 
 def _refuse_unfit(disk: DiskNode, node: Node) -> None:
     if node.driver != "qcow2":
+        # A newer libvirt gives a raw disk no node of its format, only that of its file.
+        kind = "raw" if node.driver in ("file", "host_device") else node.driver
         raise RefusedError(
-            f"disk {disk.device} is {node.driver} ({node.file}): it cannot hold a snapshot.",
+            f"disk {disk.device} is {kind} ({node.file}): it cannot hold a snapshot.",
             "give the VM a qcow2 overlay over it, or make it read-only",
         )
     if node.data_file:

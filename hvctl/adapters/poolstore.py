@@ -23,6 +23,7 @@ from hvctl.adapters.poolrows import (
 from hvctl.adapters.pooltables import POOL, RESERVATION
 from hvctl.adapters.rows import lock_host, read_ledger
 from hvctl.codec import dump, load
+from hvctl.decide.reservations import settled
 from hvctl.errors import NotFoundError
 from hvctl.model.allocation import Resources
 from hvctl.model.host import Ledger
@@ -35,8 +36,8 @@ Grant = Callable[[Ledger, Reservation], Resources]
 @dataclass(frozen=True, slots=True)
 class PoolMove:
     """What the end of an operation moves in the pool, in the transaction that ends it. away: the VM is away from now
-    on, and the demand that it went for gets what `grant` sees free. back: the VM that is not away any more; what was
-    reserved for its return from later on ends."""
+    on, and the demand that it went for gets what `grant` sees free. back: the VM that is not away any more: what was
+    kept for its return is its own now."""
 
     away: Away | None = None
     grant: Grant | None = None
@@ -126,8 +127,9 @@ def apply_move(connection: Connection, host: str, move: PoolMove) -> None:
     if move.back is not None:
         end_away(connection, host, move.back, move.at)
         for one in read_reservations(connection, host):
-            if one.id == move.returns and one.starts_at > move.at:
-                write_reservation(connection, replace(one, state=Held.ENDED, closed_at=move.at))
+            if one.id == move.returns:
+                looked = settled(one, Resources(), move.at)
+                write_reservation(connection, replace(looked, state=Held.ENDED, closed_at=move.at))
     if move.away is None:
         return
     end_away(connection, host, move.away.vm_uuid, move.at)

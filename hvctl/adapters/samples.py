@@ -173,14 +173,16 @@ class Samples:
 
     # --- out
 
-    def latest(self, host: str, since: int) -> list[Sample]:
-        """Raw samples that ended after `since`, in the order of time."""
+    def latest(self, host: str, since: int, uuids: Sequence[str] | None = None) -> list[Sample]:
+        """Raw samples that ended after `since`, in the order of time; of these VMs only, if they are named."""
         query = (
             select(OBSERVED_VM.c.uuid, OBSERVED_VM.c.name, RAW_SAMPLE.c.at, *(RAW_SAMPLE.c[n] for n in STORED))
             .join(OBSERVED_VM, OBSERVED_VM.c.id == RAW_SAMPLE.c.vm)
             .where(OBSERVED_VM.c.host == host, RAW_SAMPLE.c.at > since)
             .order_by(RAW_SAMPLE.c.at)
         )
+        if uuids is not None:
+            query = query.where(OBSERVED_VM.c.uuid.in_(list(uuids)))
         with self._database.transaction(write=False) as connection:
             return [Sample(*row) for row in connection.execute(query)]
 

@@ -3,10 +3,10 @@ by hvctl/migrations, which also says that samples lie in the order of their time
 
 from __future__ import annotations
 
-from sqlalchemy import REAL, BigInteger, Column, Double, Float, Table
+from sqlalchemy import REAL, BigInteger, Column, Double, Float, Integer, Table
 from sqlmodel import SQLModel
 
-from hvctl.adapters.tables import Identity, Words
+from hvctl.adapters.tables import Document, Identity, Words
 from hvctl.model.sample import ROLLED_COLUMNS, STORED
 
 
@@ -57,6 +57,19 @@ COLLECTOR = Table(
     SQLModel.metadata,
     Column("host", Words, primary_key=True),
     Column("rolled_until", BigInteger, nullable=False),
+)
+RESTART = Table(
+    "restart",
+    SQLModel.metadata,
+    Column("host", Words, primary_key=True),
+    Column("vm_uuid", Words, primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("span", Integer, primary_key=True),
+    Column("image", Words),
+    Column("gap", Float),
+    Column("peak", Document, nullable=False),
+    Column("mean", Document, nullable=False),
+    Column("before", Document, nullable=False),
 )
 JOB_RUN = Table(
     "job_run",

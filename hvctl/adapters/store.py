@@ -19,6 +19,7 @@ from hvctl.adapters.database import Database
 from hvctl.adapters.forecaststore import Forecasts
 from hvctl.adapters.jobruns import JobRuns
 from hvctl.adapters.poolstore import PoolMove, PoolStore, apply_move
+from hvctl.adapters.restartstore import RestartStore
 from hvctl.adapters.rows import (
     COUNTED,
     IS_OPEN,
@@ -49,6 +50,7 @@ class Store:
         self._database = Database(url)
         self.samples = Samples(self._database)
         self.jobs = JobRuns(self._database)
+        self.restarts = RestartStore(self._database)
         self.pool = PoolStore(self._database)
         self.forecasts = Forecasts(self._database)
 

@@ -48,7 +48,7 @@ def plan_away(
     if vm.has_agent and vm.state is State.RUNNING:
         steps.append(NotifyGuest(vm.uuid, notice_of(away, Event.INTERRUPTION), grace))
     if away.rung is Rung.SQUEEZE:
-        plan = plan_allocation(vm, _squeezed(vm, away, goal), goal, balloon, margin=margin)
+        plan = plan_allocation(vm, _squeezed(vm, goal), goal, balloon, margin=margin)
         if isinstance(plan, Refusal):
             return plan
         steps += plan.steps
@@ -60,8 +60,9 @@ def plan_away(
     return Plan(f"interrupt {vm.name} ({away.rung})", tuple(steps), tuple(reasons))
 
 
-def _squeezed(vm: Vm, away: Away, goal: Record) -> Allocation:
-    return with_parts(vm.allocation, goal.allocation, away.had.allocation)
+def _squeezed(vm: Vm, goal: Record) -> Allocation:
+    """What is in force, with those parts that are to be promised anew."""
+    return with_parts(vm.allocation, goal.allocation, vm.record.allocation if vm.record else vm.allocation)
 
 
 def _going(uuid: str, rung: Rung, grace: float) -> tuple[Step, ...]:
@@ -150,7 +151,7 @@ def _squeeze_answer(before: Before, away: Away, now: Vm, phase: Phase) -> Answer
     """All squeezed, or as before: nobody was given anything yet."""
     if phase is Phase.BEGUN or before.vm is None or before.goal is None:
         return Answer(OpState.UNDONE, _withdrawn(now, away), "nothing was taken")
-    wanted = _squeezed(before.vm, away, before.goal)
+    wanted = _squeezed(before.vm, before.goal)
     if now.record == before.goal and with_parts(now.allocation, wanted, before.vm.allocation) == now.allocation:
         return Answer(OpState.DONE, (), "all of it was in place", goal_holds=True)
     back = with_parts(now.allocation, before.vm.allocation, wanted)

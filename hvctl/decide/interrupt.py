@@ -22,8 +22,7 @@ from hvctl.model.pool import Held, Reservation, Rung
 from hvctl.packing.choose import cheapest_cover
 from hvctl.packing.cover import Candidate
 
-KEPT = 3600.0
-"""Seconds from the planned return for which a victim's room is kept."""
+HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Ask:
     need: Resources
     owner: str
     seconds: float | None = None
-    back: float = KEPT
+    back: float = HOUR
     until: float | None = None
     rungs: tuple[Rung, ...] = (Rung.SQUEEZE, Rung.PAUSE, Rung.SAVE)
     grace: float = 30.0
@@ -168,7 +167,7 @@ def _on(facts: Facts, ask: Ask, seen: Seen, rung: Rung, lacking: Resources) -> T
 def _available(facts: Facts, ask: Ask, seen: Seen) -> float:
     """The share of its need that the pool has at its return when it alone goes."""
     at = facts.now + ask.back
-    there = room(facts.capacity, facts.held, facts.reservations, frozenset({seen.vm.uuid, seen.vm.name}), at, at + KEPT)
+    there = room(facts.capacity, facts.held, facts.reservations, frozenset({seen.vm.uuid, seen.vm.name}), at)
     there -= _demanded(facts, ask, at)
     need = seen.need.resources
     shares: list[float] = [getattr(there, n) / getattr(need, n) for n in COUNTED if getattr(need, n)]
@@ -238,7 +237,7 @@ def _lacks_at(facts: Facts, ask: Ask, found: Interruption, needs: Mapping[str, R
     """What lacks for all of them at once if it begins at `start`."""
     gone = frozenset({*needs, *(t.seen.vm.name for t in found.turns)})
     at = start + ask.back
-    there = room(facts.capacity, facts.held, facts.reservations, gone, at, at + KEPT)
+    there = room(facts.capacity, facts.held, facts.reservations, gone, at)
     shifted = replace(facts, now=start)
     wanted = sum(needs.values(), Resources()) + _demanded(shifted, ask, at)
     return Resources(*(0 if getattr(there, n) >= UNLIMITED // 2 else getattr(wanted - there, n) for n in COUNTED))

@@ -17,7 +17,7 @@ MARGINS: Final = (1.0, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 LEAST: Final = 1e-6  # so that a resource that was idle has a logarithm
 
 Rule = Callable[[Sequence[float], Sequence[float | None], float | None, float], float | None]
-"""From the peaks so far, what the rolling forecast said before each, what it says now, and the quantile."""
+"""From the peaks so far, the peak of the hour before each, that of the last hour, and the quantile."""
 
 
 def _largest_of(count: int) -> Rule:
@@ -41,11 +41,11 @@ def _quantile(peaks: Sequence[float], _: Sequence[float | None], __: float | Non
     return sorted(peaks)[min(math.ceil((len(peaks) + 1) * quantile), len(peaks)) - 1]
 
 
-def _above_rolling(
-    peaks: Sequence[float], rolling: Sequence[float | None], now: float | None, quantile: float
+def _above_before(
+    peaks: Sequence[float], before: Sequence[float | None], now: float | None, quantile: float
 ) -> float | None:
-    """The rolling forecast, times what the restarts took more than it said."""
-    ratios = [p / max(r, LEAST) for p, r in zip(peaks, rolling, strict=True) if r is not None]
+    """The peak of the last hour, times what the restarts took more than the hour before them."""
+    ratios = [p / max(r, LEAST) for p, r in zip(peaks, before, strict=True) if r is not None]
     if now is None or not ratios:
         return None
     return now * _quantile(ratios, (), None, quantile)
@@ -57,7 +57,7 @@ RULES: Final[dict[str, Rule]] = {
     "largest of 10 restarts": _largest_of(10),
     "quantile of restarts": _quantile,
     "log-normal of restarts": _log_normal,
-    "rolling forecast times the restarts' ratio": _above_rolling,
+    "last hour times the restarts' ratio": _above_before,
 }
 
 
@@ -73,14 +73,14 @@ def need_after_restart(
     record: Sequence[Restart],
     resource: str,
     *,
-    rolling: float | None = None,
+    before: float | None = None,
     quantile: float = 0.95,
     limit: float | None = None,
 ) -> RestartNeed | None:
     """The peak of `resource` after the next start of a VM; None where the record is too short for any rule.
 
-    record is of one window, in any order. rolling is the rolling forecast of the VM now, limit its size: a VM cannot
-    need more."""
+    record is of one span, in any order. before is the peak of the VM's last hour, limit its size: a VM cannot need
+    more."""
     measured = sorted((r for r in record if resource in r.peak), key=lambda r: r.at)[-10 * REMEMBERED :]
     sources = (
         ("this VM", OWN, [r for r in measured if r.vm_uuid == vm_uuid]),
@@ -90,7 +90,7 @@ def need_after_restart(
     for who, least, found in sources:
         if len(found) >= least:
             kept = found[-REMEMBERED:]
-            value, rule, loss = _best(kept, resource, rolling, quantile)
+            value, rule, loss = _best(kept, resource, before, quantile)
             value = value if limit is None else min(value, limit)
             return RestartNeed(value, quantile, rule, who, len(kept), loss)
     return None
@@ -99,15 +99,15 @@ def need_after_restart(
 def _best(restarts: Sequence[Restart], resource: str, now: float | None, quantile: float) -> tuple[float, str, float]:
     """What the rule with the least loss so far says, its name and that loss. Ties go to the first and least margin."""
     peaks = [r.peak[resource] for r in restarts]
-    rolling = [r.rolling.get(resource) for r in restarts]
+    hours = [r.before.get(resource) for r in restarts]
     best: tuple[float, str, float] | None = None
     for name, rule in RULES.items():
-        answer = rule(peaks, rolling, now, quantile)
+        answer = rule(peaks, hours, now, quantile)
         if answer is None:
             continue
-        before = [rule(peaks[:n], rolling[:n], rolling[n], quantile) for n in range(1, len(peaks))]
+        told = [rule(peaks[:n], hours[:n], hours[n], quantile) for n in range(1, len(peaks))]
         for margin in MARGINS:
-            losses = [pinball(p, b * margin, quantile) for p, b in zip(peaks[1:], before, strict=True) if b is not None]
+            losses = [pinball(p, t * margin, quantile) for p, t in zip(peaks[1:], told, strict=True) if t is not None]
             if losses and (best is None or fmean(losses) < best[2]):
                 best = (answer * margin, name if margin == 1.0 else f"{name} x {margin:g}", fmean(losses))
     assert best is not None, "the last restart always has a loss once there are two"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from hvctl.decide.afterstart import HOUR, MEASURES
 from hvctl.decide.restarts import need_after_restart
 from hvctl.engine.handover import promised_need
 from hvctl.model.allocation import Resources
@@ -28,16 +29,28 @@ MBIT: Final = 1_000_000
 _COUNTED: Final = ("cpu", "memory", "network")
 
 
-def restarts_of(engine: Engine) -> list[Restart]:  # noqa: ARG001 - the one place where the record of restarts is read
-    """What VMs of this host needed after their starts; nobody keeps that yet."""
-    return []
+def restarts_of(engine: Engine) -> list[Restart]:
+    """What VMs of this host needed after their starts, of every span."""
+    return engine.store.restarts.of(engine.facts.name)
 
 
-def of_window(record: list[Restart], horizon: int) -> list[Restart]:
-    """The restarts of the longest window that is not longer than the horizon, or else of the shortest."""
-    windows = {r.window for r in record}
-    chosen = max((w for w in windows if w <= horizon), default=min(windows, default=0))
-    return [r for r in record if r.window == chosen]
+def of_span(record: list[Restart], horizon: int) -> list[Restart]:
+    """The restarts of the longest span that is not longer than the horizon, or else of the shortest."""
+    spans = {r.span for r in record}
+    chosen = max((s for s in spans if s <= horizon), default=min(spans, default=0))
+    return [r for r in record if r.span == chosen]
+
+
+def last_hour(engine: Engine, uuid: str, until: float) -> dict[str, float]:
+    """The largest sample of each resource in the hour before `until`, in the units of forecasts."""
+    samples = engine.store.samples.latest(engine.facts.name, int(until - HOUR), [uuid])
+    found: dict[str, float] = {}
+    for sample in samples:
+        for resource, measure in MEASURES.items():
+            value = measure(sample)
+            if value is not None and sample.at <= until:
+                found[resource] = max(value, found.get(resource, 0.0))
+    return found
 
 
 def newest(engine: Engine) -> dict[str, dict[str, Prediction]]:
@@ -58,6 +71,7 @@ class Expected:
         self._read_at = -math.inf
         self._known: Mapping[str, Mapping[str, Prediction]] = {}
         self._restarts: list[Restart] = []
+        self._hours: dict[str, dict[str, float]] = {}
 
     def __call__(self, vm: Vm, gap: float) -> Need:
         """gap: seconds until it is back; 0: it runs on, and no restart is before it."""
@@ -87,14 +101,19 @@ class Expected:
         now = self._engine.clock()
         if not 0 <= now - self._read_at < REMEMBERED:
             self._known, self._restarts, self._read_at = newest(self._engine), restarts_of(self._engine), now
+            self._hours.clear()
 
     def _restart(self, vm: Vm, one: Prediction, gap: float) -> RestartNeed | None:
-        """A restart's window is no longer than the forecast's, so the larger of both is needed."""
+        """A restart's span is no longer than the forecast's, so the larger of both is needed."""
         if gap <= 0 or not self._restarts:
             return None
+        if vm.uuid not in self._hours:
+            self._hours[vm.uuid] = last_hour(self._engine, vm.uuid, self._engine.clock())
         image = vm.record.image if vm.record else None
-        record = of_window(self._restarts, one.horizon)
-        return need_after_restart(vm.uuid, image, record, one.resource, rolling=one.peak, quantile=one.quantile)
+        return need_after_restart(
+            vm.uuid, image, of_span(self._restarts, one.horizon), one.resource,
+            before=self._hours[vm.uuid].get(one.resource), quantile=one.quantile, limit=_most(vm, one.resource),
+        )  # fmt: skip
 
     def _resources(self, vm: Vm, found: Mapping[str, float], promised: Resources) -> Resources:
         need = promised
@@ -115,3 +134,8 @@ class Expected:
             return 0
         balloon = self._engine.host.domains.balloon(vm.uuid)
         return 0 if balloon.total is None else max(0, balloon.actual - balloon.total)
+
+
+def _most(vm: Vm, resource: str) -> float | None:
+    """What its machine can use at most; None where nobody knows."""
+    return {"cpu": float(vm.max_vcpus), "memory": vm.max_memory / MIB}.get(resource)

@@ -4,7 +4,7 @@ and its predicted need, joined in one look."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from hvctl.decide.interrupt import Facts
 from hvctl.decide.victims import Seen
 from hvctl.engine.handover import capacity
 from hvctl.engine.observe import observe_all
-from hvctl.model.allocation import Resources, resources
+from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import Ledger
 from hvctl.model.operation import Kind, Operation, OpState
 from hvctl.model.pool import Rung
@@ -33,11 +33,22 @@ def interruption_facts(engine: Engine, back: float) -> Facts:
     ledger = engine.store.ledger(engine.facts.name)
     held = holders(ledger, observed)
     past = engine.store.operations(engine.facts.name, state=OpState.DONE, limit=_REMEMBERED)
-    seen = tuple(seen_of(engine, vm, back, held.get(vm.uuid, ("", Resources()))[1], ledger, past) for vm in observed)
+    had = lasting(engine)
+    seen = tuple(
+        seen_of(engine, vm, back, held.get(vm.uuid, ("", Resources()))[1], ledger, past, had) for vm in observed
+    )
     return Facts(capacity(engine), held, ledger.reservations, seen, engine.settings.memory_margin, engine.clock())
 
 
-def seen_of(engine: Engine, vm: Vm, back: float, holds: Resources, ledger: Ledger, past: Sequence[Operation]) -> Seen:
+def seen_of(
+    engine: Engine,
+    vm: Vm,
+    back: float,
+    holds: Resources,
+    ledger: Ledger,
+    past: Sequence[Operation],
+    had: Mapping[str, Record],
+) -> Seen:
     running = vm.state is State.RUNNING
     wanted = vm.record is not None and running and (vm.record.interruptible or not vm.protected)
     mine = [o for o in past if o.vm_uuid == vm.uuid]
@@ -49,9 +60,18 @@ def seen_of(engine: Engine, vm: Vm, back: float, holds: Resources, ledger: Ledge
         age=_age(engine.clock(), mine),
         restart=_restarts(mine),
         snapshots=len(engine.host.machine.snapshots(vm.uuid)) if wanted else 0,
-        had=next((a.had for a in engine.store.pool.away(engine.facts.name) if a.vm_uuid == vm.uuid), None),
+        had=had.get(vm.uuid),
         busy=any(p.busy for p in ledger.promised if p.vm_uuid == vm.uuid),
     )
+
+
+def lasting(engine: Engine) -> dict[str, Record]:
+    """What VMs had that are interrupted now, or that gave of theirs and have not got it again."""
+    had: dict[str, Record] = {}
+    for one in engine.store.pool.reservations(engine.facts.name, ended=True):
+        for neighbour in one.errand.neighbours if one.errand else ():
+            had.setdefault(neighbour.vm_uuid, neighbour.had)
+    return had | {a.vm_uuid: a.had for a in engine.store.pool.away(engine.facts.name)}
 
 
 def _age(now: float, mine: Sequence[Operation]) -> float | None:

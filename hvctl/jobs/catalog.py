@@ -16,7 +16,7 @@ from hvctl.engine.nodelock import job_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import BusyError, HvctlError, NotFoundError
 from hvctl.model.job import JobPause, JobRun, RunState
-from hvctl.operations import collect, mend
+from hvctl.operations import away, collect, mend, restarts
 from hvctl.settings import Settings
 
 SLACK = 0.5
@@ -81,6 +81,32 @@ JOBS: dict[str, Job] = {
             lambda s: s.roll_up_interval,
             lambda n: collect.roll_up(n.engine),
             action=False,
+        ),
+        Job(
+            "restarts",
+            "remembers what VMs needed after their starts",
+            lambda s: s.roll_up_interval,
+            lambda n: restarts.learn(n.engine),
+            action=False,
+        ),
+        Job(
+            "pool",
+            "follows what is reserved: what decays, what ends, what is used",
+            lambda s: s.collect_interval,
+            lambda n: away.account(n.engine),
+            action=False,
+        ),
+        Job(
+            "demands",
+            "begins interruptions whose time has come",
+            lambda s: s.recover_interval,
+            lambda n: away.demands(n.engine),
+        ),
+        Job(
+            "returns",
+            "brings interrupted VMs back that are due",
+            lambda s: s.recover_interval,
+            lambda n: away.returns(n.engine),
         ),
         Job(
             "reconcile",

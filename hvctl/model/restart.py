@@ -8,21 +8,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """at is the epoch of the start, window the seconds after it that were looked at, gap how long the VM was off before
+    """at is the epoch of the start, span the seconds after it that were looked at, gap how long the VM was off before
     (None: its first start that is known).
 
-    peak and mean are the demand in the window by resource, rolling what was forecast for its peak when it was
-    interrupted, all in the resources' own units. A resource that was not measured is absent.
+    peak and mean are the demand in the span by resource, peak that of single samples; before is the peak of the hour
+    before it was interrupted. All are in the resources' own units (cores, MiB, KB/s, Mbit/s, 1/s); a resource that was
+    not measured is absent.
     """
 
     vm_uuid: str
     image: str | None
     at: float
     gap: float | None
-    window: int
+    span: int
     peak: Mapping[str, float]
     mean: Mapping[str, float] = field(default_factory=dict)
-    rolling: Mapping[str, float] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hvctl.decide.interrupt import KEPT, Ask, Interruption, plan_interruption
+from hvctl.decide.interrupt import Ask, Interruption, plan_interruption
 from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
 from hvctl.engine.lock import vm_lock
@@ -23,8 +23,8 @@ from hvctl.operations.pool import Wanted, fresh, release
 from hvctl.operations.victim import interrupt_one
 
 TRIES = 5
-HALF_LIFE = 600.0
-"""Of the room that is kept for a return: half of what is not used goes back in so many seconds."""
+HALF_LIFE = 3600.0
+"""Room for a return has no end, since who comes back stays; of who does not come, half goes back in so many seconds."""
 _ENDS_BY_ITSELF = (RefusedError, UndoneError, NotFoundError)
 
 
@@ -42,7 +42,7 @@ def carry_on(engine: Engine, number: int, done: Progress, wait: float | None = N
     seconds = engine.settings.lock_wait if wait is None else wait
     with vm_lock(engine.settings.locks_dir, f"demand-{number}", seconds):
         demand = engine.store.pool.reservation(number)
-        tried: set[str] = set()
+        tried = _gone_for(engine, number, returned=True)
         for _ in range(TRIES):
             if demand.state is not Held.WAITING or demand.errand is None:
                 break
@@ -64,13 +64,13 @@ def carry_on(engine: Engine, number: int, done: Progress, wait: float | None = N
 
 def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progress) -> None:
     errand = demand.errand or Errand(0.0, 0.0, ())
-    away = {a.vm_uuid: a for a in engine.store.pool.away(engine.facts.name, returned=True) if a.demand == demand.id}
+    before = _gone_for(engine, demand.id, returned=True)
     kept = engine.store.pool.reservations(engine.facts.name)
     returns = {r.owner: r.id for r in kept if r.demand == demand.id}
     for uuid, rung in errand.victims:
         tried.add(uuid)
         now = engine.store.pool.reservation(demand.id)
-        if uuid in away or now.state is not Held.WAITING:
+        if uuid in before or now.state is not Held.WAITING:
             continue
         try:
             outcome = interrupt_one(
@@ -78,12 +78,19 @@ def _victims(engine: Engine, demand: Reservation, tried: set[str], done: Progres
                 returns=returns.get(uuid),
             )  # fmt: skip
         except _ENDS_BY_ITSELF as e:
+            if uuid in _gone_for(engine, demand.id):
+                continue  # a dead owner's interruption of it was ended on the way
             done.warnings.append(f"another victim is looked for: {e.message}")
             if uuid in returns:
                 release(engine, returns[uuid])
             return
         done.outcomes.append(outcome)
         done.warnings += outcome.warnings
+
+
+def _gone_for(engine: Engine, number: int, *, returned: bool = False) -> set[str]:
+    """VMs that went for a demand; returned: those that are back, too."""
+    return {a.vm_uuid for a in engine.store.pool.away(engine.facts.name, returned=returned) if a.demand == number}
 
 
 def _grown(engine: Engine, number: int) -> Reservation:
@@ -124,7 +131,7 @@ def returns_of(engine: Engine, plan: Interruption, reason: str, back: float) -> 
     """What is to be kept for the victims' returns."""
     start = plan.at + back
     return [
-        fresh(engine, Wanted(uuid, f"its return: {reason}", size, start, start + KEPT, HALF_LIFE))
+        fresh(engine, Wanted(uuid, f"its return: {reason}", size, start, None, HALF_LIFE))
         for uuid, size in plan.returns.items()
         if size.any
     ]
@@ -192,7 +199,8 @@ def restore_neighbours(engine: Engine, done: Progress) -> None:
     gone = {a.demand for a in engine.store.pool.away(host)}
     for one in engine.store.pool.reservations(host, ended=True):
         errand = one.errand
-        if errand is None or not errand.neighbours or errand.victims or one.id in gone:
+        going = one.state in (Held.WAITING, Held.SCHEDULED)
+        if errand is None or not errand.neighbours or going or one.id in gone:
             continue
         left = tuple(n for n in errand.neighbours if not _restored(engine, n, done))
         if left != errand.neighbours:

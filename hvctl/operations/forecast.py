@@ -11,7 +11,7 @@ import numpy as np
 
 from hvctl import codec
 from hvctl.decide.restarts import need_after_restart
-from hvctl.engine.expected import of_window, restarts_of
+from hvctl.engine.expected import last_hour, of_span, restarts_of
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
 from hvctl.forecasting.arbiter import Standing
@@ -111,7 +111,8 @@ def forecast_vm(engine: Engine, ref: str, question: Question) -> Told:
     lines = tuple(said)
     if question.after:
         image = vm.record.image if vm and vm.record else None
-        lines = tuple(after_restart(engine, line, image, series) for line in lines)
+        hour = last_hour(engine, uuid, engine.clock() if question.at is None else question.at)
+        lines = tuple(after_restart(engine, line, image, series, hour.get(line.resource)) for line in lines)
     made_at = series.start + series.slots * STEP
     return Told(name, uuid, question, made_at, series, panel, lines, _came(engine, uuid, made_at, question))
 
@@ -126,20 +127,22 @@ def _check(question: Question) -> None:
         raise UsageError(f"a gap of {question.gap} s is not forecast.", "write 0s to 7d")
 
 
-def after_restart(engine: Engine, rolling: Forecast, image: str | None, series: Series) -> Forecast:
+def after_restart(
+    engine: Engine, rolling: Forecast, image: str | None, series: Series, before: float | None
+) -> Forecast:
     """The need after a restart as earlier ones tell it, where that is more; otherwise the rolling forecast, which knows
-    nothing of what a boot costs."""
+    nothing of what a boot costs. before: the largest sample of the last hour."""
     size = float(series.size(rolling.resource)[0])
     need = need_after_restart(
-        rolling.vm, image, of_window(restarts_of(engine), rolling.horizon), rolling.resource,
-        rolling=rolling.peak, quantile=rolling.quantile, limit=None if np.isnan(size) else size,
+        rolling.vm, image, of_span(restarts_of(engine), rolling.horizon), rolling.resource,
+        before=before, quantile=rolling.quantile, limit=None if np.isnan(size) else size,
     )  # fmt: skip
-    before = rolling.reason.rstrip(".")
+    why = rolling.reason.rstrip(".")
     if need is None:
-        return replace(rolling, reason=f"{before}; no restarts are recorded, so a boot's cost is not in it")
+        return replace(rolling, reason=f"{why}; too few restarts are recorded, so a boot's cost is not in it")
     seen = f"{need.restarts} restarts of {need.learned_from}"
     if need.value <= rolling.peak:
-        return replace(rolling, reason=f"{before}; {seen} ask for no more than {need.value:.3g}")
+        return replace(rolling, reason=f"{why}; {seen} ask for no more than {need.value:.3g}")
     return replace(
         rolling, peak=need.value, answered=Answerer.RESTARTS, rule=need.rule, coverage=None,
         reason=f"{seen} ask for more than the rolling forecast of {rolling.peak:.3g}",

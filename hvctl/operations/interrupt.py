@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hvctl.decide.interrupt import KEPT, Ask, Interruption, in_words, plan_interruption
+from hvctl.decide.interrupt import Ask, Interruption, in_words, plan_interruption
 from hvctl.decide.returning import returning
 from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
@@ -156,6 +156,6 @@ def _return_of(engine: Engine, ref: str, rung: Rung, back: float) -> Reservation
         raise NotFoundError(f"there is no VM {ref}.", "hvctl vm list")
     size = resources(returning(seen, rung))
     start = facts.now + back
-    wanted = fresh(engine, Wanted(seen.vm.uuid, "its return", size, start, start + KEPT, HALF_LIFE))
+    wanted = fresh(engine, Wanted(seen.vm.uuid, "its return", size, start, None, HALF_LIFE))
     (made,) = keep_returns(engine, [wanted])
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hvctl.adapters import samples as module
 from hvctl.adapters.store import Store
 from hvctl.decide.rollup import cutoffs
 from hvctl.model.job import JobRun, RunState
+from hvctl.model.restart import Restart
 from hvctl.model.sample import ROLLED_COLUMNS, EventKind, Sample, VmEvent
 from tests.contract.stores import HOST, database_url, migrated_store  # noqa: F401
 from tests.postgresql import postgresql_cluster  # noqa: F401
@@ -196,3 +198,15 @@ def test_samples_lie_in_the_order_of_time(url: str, store: Store) -> None:
     with engine.connect() as connection:
         made = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE name LIKE '%\\_sample' ESCAPE '\\'"))
         assert {name: "WITHOUT ROWID" in sql for name, sql in made} == {"raw_sample": True, "rolled_sample": True}
+
+
+def test_a_restart_is_remembered_once_by_its_host(store: Store) -> None:
+    short = Restart("uuid-a", "micro", START + 0.25, 60.5, 300, {"cpu": 1.5}, {"cpu": 0.5}, {"cpu": 0.25})
+    long = replace(short, span=3600, gap=None, image=None, before={})
+    store.restarts.add(HOST, [short, long])
+    store.restarts.add(HOST, [replace(short, peak={"cpu": 9.0})])
+    assert sorted(store.restarts.of(HOST), key=lambda r: r.span) == [short, long]
+    assert store.restarts.of(HOST, 300) == [short]
+    assert store.restarts.of(HOST, since=START + 1) == []
+    assert store.restarts.of(OTHER) == []
+    store.restarts.add(HOST, [])

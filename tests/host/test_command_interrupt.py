@@ -124,3 +124,24 @@ def test_an_interruption_that_was_killed_is_done_again(site: Site, vm: Guest, po
     site.ok("resume", vm.name)
     assert vm.marks() == (point.replace(":", "-"),) * 2
     site.ok("vm", "set", vm.name, "--no-interruptible")
+
+
+def test_paused_squeezed_and_shut_down(site: Site, vm: Guest) -> None:
+    """A guest that does not know of notices is given its time, and no more."""
+    vm.mark("kept")
+    site.ok("vm", "set", vm.name, "--interruptible")
+    site.ok("interrupt", vm.name, "--how", "pause", "--grace", "0.1")
+    assert vm.state == "paused"
+    site.ok("resume", vm.name)
+    assert vm.state == "running"
+    site.ok("interrupt", vm.name, "--how", "squeeze", "--grace", "0.1")
+    assert vm.memory() < 256 * MIB
+    assert vm.cpu()[1] == 10
+    site.ok("resume", vm.name)
+    assert (vm.memory(), vm.cpu()[1], vm.marks()) == (256 * MIB, None, ("kept", "kept"))
+    done = site.json("interrupt", vm.name, "--how", "shutdown", "--grace", "30")["operations"]
+    assert next(s["facts"]["how"] for s in done[0]["steps"] if s["name"] == "end_guest") == "powered off"
+    assert vm.state == "shut off"
+    site.ok("resume", vm.name)
+    vm.await_boot()
+    site.ok("vm", "set", vm.name, "--no-interruptible")

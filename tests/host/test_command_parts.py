@@ -187,7 +187,10 @@ def test_a_range_of_memory_goes_back_while_the_rest_of_the_guest_keeps_working(
 ) -> None:
     """A program that runs across the reset is the same one, and has counted on."""
     guest = pair.guest
-    guest.run("(i=0; while :; do i=$((i + 1)); echo $i > /run/count; done) > /dev/null 2>&1 & echo $! > /run/counter")
+    guest.run(
+        "(i=0; while :; do i=$((i + 1)); echo $i > /run/next; mv /run/next /run/count; done) > /dev/null 2>&1 &"
+        " echo $! > /run/counter; until [ -s /run/count ]; do sleep 0.1; done"
+    )
     try:
         pair.mark("new")
         before = int(guest.run("cat /run/count"))

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from host.outside import Guest, virsh
 
-SOURCE = Path(__file__).parents[1] / "guest" / "worker.c"
+GUEST = Path(__file__).parents[1] / "guest"
 SECONDS = 60.0
 
 
 @cache
-def program(folder: Path) -> bytes:
-    """The program, linked whole, so that it runs in any guest."""
-    target = folder / "worker"
-    subprocess.run(["gcc", "-static", "-s", "-O2", "-Wall", "-Werror", "-o", target, SOURCE], check=True)
+def program(folder: Path, name: str = "worker") -> bytes:
+    """A program of tests/guest, linked whole, so that it runs in any guest."""
+    target, source = folder / name, GUEST / f"{name}.c"
+    subprocess.run(["gcc", "-static", "-s", "-O2", "-Wall", "-Werror", "-o", target, source], check=True)
     return target.read_bytes()
 
 
@@ -78,11 +78,11 @@ def console(path: str) -> Iterator[Worker]:
         os.close(fd)
 
 
-def plant(guest: Guest, folder: Path) -> None:
-    """Put the program on the first disk of a VM that is off: an agent would read it in character by character."""
+def plant(guest: Guest, folder: Path, name: str = "worker") -> None:
+    """Put a program on the first disk of a VM that is off: an agent would read it in character by character."""
     overlay = guest.overlays()[0]
     raw = folder / "planted"
-    raw.write_bytes(program(folder))
+    raw.write_bytes(program(folder, name))
     os.truncate(raw, 32 << 20)
     owner = overlay.stat()
     subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, overlay], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,10 +28,11 @@ TOTAL = 64 << 30
 
 
 def add(site: FakeSite, name: str, memory: int = 512, used: int = 100, vcpus: int = 1, **record: Any) -> str:
-    """A running VM of hvctl's, interruptible unless it is said otherwise."""
+    """A running VM of hvctl's, interruptible unless it is said otherwise; its uuid follows from its name."""
     made = Record(Allocation(vcpus, memory * MIB), **({"interruptible": True} | record))
+    uuid = str(uuids.uuid5(uuids.NAMESPACE_DNS, name))
     return site.world.add_vm(
-        name, vcpus=vcpus, memory=memory * MIB, max_memory=4096 * MIB, nics=0, disks=(), record=made,
+        name, uuid=uuid, vcpus=vcpus, memory=memory * MIB, max_memory=4096 * MIB, nics=0, disks=(), record=made,
         behaviour={"used_memory": used * MIB},
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ HEAVY = (
     "pyarrow",
     "scipy",
     "matplotlib",
+    "apscheduler",
 )
 # What the framework itself brings, and is tested by its makers.
 FRAMEWORKS = {"--help", "--install-completion", "--show-completion"}
@@ -108,7 +109,7 @@ def test_help_loads_nothing_heavy(flag: str) -> None:
     assert not loaded(flag)
 
 
-@pytest.mark.parametrize("words", [("vm", "create"), ("allocate",), ("doctor",), ("config", "show")])
+@pytest.mark.parametrize("words", [("vm", "create"), ("allocate",), ("node", "run"), ("config", "show")])
 def test_the_help_of_a_command_loads_only_what_typer_loads(words: tuple[str, ...]) -> None:
     """Newer versions of typer read the parameters of a command with pydantic."""
     assert loaded(*words, "--help") <= {"pydantic"}

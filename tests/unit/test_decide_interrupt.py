@@ -179,6 +179,13 @@ def test_the_gentlest_way_that_suffices() -> None:
     assert [t.rung for t in hurry.turns] == [Rung.POWER_OFF], "there is no time for more"
 
 
+def test_two_are_squeezed_before_one_is_saved() -> None:
+    facts = facts_of([(1, 512, 250, False, 500, True, False), (1, 512, 250, False, 500, True, False)], 0)
+    plan = plan_interruption(facts, Ask(Resources(memory=300 * MIB), "new", HOUR))
+    assert isinstance(plan, Interruption)
+    assert [t.rung for t in plan.turns] == [Rung.SQUEEZE] * 2
+
+
 def test_only_what_lacks_is_squeezed() -> None:
     facts = facts_of([(4, 512, 100, False, 500, True, False)], 0)
     plan = plan_interruption(facts, Ask(Resources(memory=100 * MIB), "new", HOUR))

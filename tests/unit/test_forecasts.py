@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hvctl.adapters import modelstore
 from hvctl.adapters.boosters import Boosters
 from hvctl.adapters.boostertraining import Lesson, train
 from hvctl.adapters.modelstore import ModelStore
+from hvctl.engine.expected import last_hour
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
 from hvctl.forecasting.features import FEATURES, feature_hash
@@ -156,30 +156,39 @@ def test_a_spoilt_model_leaves_the_rules(engine: Engine, vm: str, won: str) -> N
     assert "not the one that its card names" in line.reason
 
 
-def restarts(vm: str, *peaks: float, window: int = 3600) -> Callable[[Engine], list[Restart]]:
-    record = [Restart(vm, None, 1000.0 * i, 60.0, window, {"cpu": p}) for i, p in enumerate(peaks)]
-    return lambda _: record
+def restarted(engine: Engine, vm: str, *peaks: float, at: float = 1000.0, span: int = 3600) -> None:
+    record = [Restart(vm, None, at + 100.0 * i, 60.0, span, {"cpu": p}) for i, p in enumerate(peaks)]
+    engine.store.restarts.add(engine.facts.name, record)
 
 
-def test_after_an_interruption(engine: Engine, vm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_interruption(engine: Engine, vm: str) -> None:
     recorded(engine, vm)
     asked = Question(gap=1800, after=True)
     plain = forecast_vm(engine, "a", asked)
     assert of(plain).answered is Answerer.BASELINE
-    assert of(plain).reason.startswith("there is no model 'shipped'; no restarts are recorded")
+    assert of(plain).reason.startswith("there is no model 'shipped'; too few restarts are recorded")
+    restarted(engine, vm, 0.01, 0.01, 0.01)
+    low = of(forecast_vm(engine, "a", asked))
+    assert (low.answered, low.peak) == (Answerer.BASELINE, of(plain).peak)
+    assert "3 restarts of this VM ask for no more" in low.reason
     high = of(plain).peak + 3
-    monkeypatch.setattr(verbs, "restarts_of", restarts(vm, high, high, high))
+    restarted(engine, vm, *[high] * 40, at=2000.0)
     told = of(forecast_vm(engine, "a", asked))
     assert (told.answered, told.coverage) == (Answerer.RESTARTS, None)
     assert told.peak == pytest.approx(high)
-    assert "3 restarts of this VM" in told.reason
+    assert "40 restarts of this VM" in told.reason
     assert of(forecast_vm(engine, "a", Question(gap=1800))).answered is Answerer.BASELINE
-    monkeypatch.setattr(verbs, "restarts_of", restarts(vm, 0.01, 0.01, 0.01))
-    low = of(forecast_vm(engine, "a", asked))
-    assert (low.answered, low.peak) == (Answerer.BASELINE, of(plain).peak)
     # No VM can use more than it has.
-    monkeypatch.setattr(verbs, "restarts_of", restarts(vm, 900, 900, 900))
+    restarted(engine, vm, *[900.0] * 40, at=9000.0)
     assert of(forecast_vm(engine, "a", asked)).peak == 40
+
+
+def test_the_last_hour_is_that_of_its_samples(engine: Engine, vm: str) -> None:
+    store, host = engine.store.samples, engine.facts.name
+    samples = [(-4000, 9.0, None), (-3000, 2.0, 50.0 * MIB), (-100, 1.0, 80.0 * MIB), (50, 7.0, None)]
+    store.add(host, [Sample(vm, "a", int(NOW) + at, 10.0, cpu=c, memory_used=m) for at, c, m in samples])
+    store.add(host, [Sample("other", "b", int(NOW) - 10, 10.0, cpu=8.0)])
+    assert last_hour(engine, vm, NOW) == {"cpu": 2.0, "memory": 80.0}
 
 
 def test_what_moved_the_model(engine: Engine, vm: str, won: str) -> None:

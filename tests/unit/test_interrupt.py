@@ -330,3 +330,81 @@ def test_nothing_is_kept_for_the_return_of_who_did_not_go(site: FakeSite) -> Non
         assert set(kept) == {"new", other}
         assert (kept[other].demand, kept[other].granted.memory) == (kept["new"].id, 512 * MIB)
         assert gone(engine)["next"].returns == kept[other].id
+
+
+def test_who_gave_of_its_own_is_not_asked_twice(site: FakeSite) -> None:
+    """What it had stays known until it has it again."""
+    add(site, "one", priority=1)
+    add(site, "two", priority=2)
+    add(site, "near", interruptible=False, priority=0, used=100)
+    with small(site, 3 * 512) as engine:
+        interrupt.for_need(engine, saves(100, seconds=None))
+        assert site.world.vm("near").allocation.memory == 412 * MIB
+        with pytest.raises(RefusedError, match="could not come back"):
+            interrupt.for_need(engine, saves(400, owner="second", seconds=None))
+    with small(site, 3 * 512, later=HOUR) as engine:
+        pool.release(engine, reserved(engine)["new"].id)
+        comeback.due(engine)
+        assert site.world.vm("near").allocation.memory == 512 * MIB
+
+
+def test_a_demand_that_was_released_half_way_leaves_its_neighbours_whole(site: FakeSite) -> None:
+    add(site, "spot", priority=1)
+    add(site, "near", interruptible=False, used=100)
+    site.world.fail("save", "DeadlineError")
+    with small(site, 1024) as engine:
+        with pytest.raises(NotUndoneError):
+            interrupt.for_need(engine, saves(200, seconds=2 * HOUR))
+        assert site.world.vm("near").allocation.memory == 312 * MIB
+        pool.release(engine, reserved(engine)["new"].id)
+        recover(engine)
+        assert comeback.resume(engine, ["spot"]).warnings == ()
+        assert site.world.vm("near").allocation.memory == 512 * MIB
+        assert site.world.vm("spot").state is State.RUNNING
+
+
+def test_whoever_carries_it_on_finds_who_went_already(site: FakeSite) -> None:
+    """The owner died before the victim's operation was closed; the next one ends that, and takes nobody else."""
+    uuid = add(site, "spot", priority=1)
+    add(site, "other", priority=900)
+    site.world.fail("save", "DeadlineError", after=True)
+    with small(site, 1024) as engine:
+        with pytest.raises(NotUndoneError):
+            interrupt.for_need(engine, saves(300))
+        comeback.due(engine)
+        assert reserved(engine)["new"].state is Held.HELD
+        assert set(gone(engine)) == {"spot"}
+        assert gone(engine)["spot"].returns == reserved(engine)[uuid].id
+        assert site.world.vm("other").state is State.RUNNING
+
+
+def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
+    """Its first victim was started by somebody while the demand still waited for its second, and what it had would be
+    enough now, since somebody else's VM has ended."""
+    add(site, "one", priority=1)
+    add(site, "ends", interruptible=False)
+    two = add(site, "two", priority=900)
+    site.world.fail("save", "DeadlineError", uuid=two)
+    with small(site, 3 * 512, checked=False) as engine:
+        with pytest.raises(NotUndoneError):
+            interrupt.for_need(engine, saves(900))
+        site.world.start("one")
+        site.world.destroy("ends")
+        site.world.fail("save", uuid=two, times=9)
+        recover(engine)
+        assert [o.vm_name for o in journal(engine, "interrupt")].count("one") == 1
+        assert "new" not in reserved(engine), "it was given up"
+        assert site.world.vm("one").state is State.RUNNING
+        site.world.destroy("one")
+
+
+def test_who_was_given_more_while_squeezed_is_squeezed_from_that(site: FakeSite) -> None:
+    """To just what it had before the first time, as it happens."""
+    add(site, "spot", used=100)
+    with small(site, 900) as engine:
+        interrupt.for_need(engine, ask(488))
+        assert site.world.vm("spot").allocation.memory == 412 * MIB
+        pool.release(engine, reserved(engine)["new"].id)
+        allocate(engine, "spot", Change(memory=700 * MIB))
+        interrupt.for_need(engine, ask(388, owner="next"))
+        assert site.world.vm("spot").allocation.memory == 512 * MIB

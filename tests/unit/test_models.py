@@ -294,6 +294,7 @@ def test_the_commands(site: FakeSite, tmp_path: Path, monkeypatch: Any, capsys: 
     assert "cpu peak60" in run("-f", "table", "model", "show", name).out
     judged = run("model", "evaluate", "--data", str(data), name)
     assert "peak60" in judged.out
+    assert run("model", "evaluate", "--data", str(tmp_path / "none.parquet")).status == Exit.NOT_FOUND
     monkeypatch.setattr(verbs, "evaluate", lambda *a: [metric(0.9, 0.1) if a[-1] == name else metric(1.0, 0.0)])
     assert run("model", "promote", name, "--data", str(data), "--dry-run").status == 0
     assert run("model", "promote", name, "--data", str(data)).status == 0
@@ -303,7 +304,6 @@ def test_the_commands(site: FakeSite, tmp_path: Path, monkeypatch: Any, capsys: 
         assert f"model shipped: {again} in use again" in run("model", "rollback", *dry).err
     gone = run("model", "show", "nothing")
     assert (gone.status, "hvctl model list" in gone.err) == (Exit.NOT_FOUND, True)
-    assert run("model", "evaluate", "--data", str(tmp_path / "none.parquet")).status == Exit.NOT_FOUND
 
 
 def test_the_shipped_models_answer_as_they_did() -> None:

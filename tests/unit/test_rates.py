@@ -152,6 +152,7 @@ readings_of_vms = st.builds(
     st.sampled_from(("u1", "u2", "u3")),
     st.just("a"),
     st.sampled_from(("life 1", "life 2")),
+    uptime=st.none() | st.floats(0, 1e9),
     cpu=st.none() | counts,
     vcpu_times=st.lists(st.tuples(st.integers(0, 2), counts), max_size=3, unique_by=lambda t: t[0]).map(tuple),
     steal=st.none() | counts,

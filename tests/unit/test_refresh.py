@@ -15,9 +15,8 @@ from faults.command import FakeSite
 
 from hvctl.adapters import modelstore
 from hvctl.adapters.boosters import Silence
-from hvctl.engine import expected
 from hvctl.engine.collect import Collector
-from hvctl.engine.expected import Expected, newest, of_window
+from hvctl.engine.expected import Expected, newest, of_span
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import RefusedError
@@ -237,26 +236,31 @@ def test_an_old_forecast_is_none(site: FakeSite, served: Engine) -> None:
     assert not served.needs(served.host.domains.get("a"), 0.0).known
 
 
-def test_after_an_interruption_restarts_count(site: FakeSite, served: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_interruption_restarts_count(site: FakeSite, served: Engine) -> None:
     uuid = add(site, "a", vcpus=4)
     vm = served.host.domains.get("a")
-    record = [Restart(uuid, None, 1000.0 * i, 60.0, 300, {"cpu": 3.0}) for i in range(3)]
-    monkeypatch.setattr(expected, "restarts_of", lambda _: record)
+    record = [Restart(uuid, None, 1000.0 * i, 60.0, 300, {"cpu": 3.0}) for i in range(1, 4)]
+    served.store.restarts.add(served.facts.name, record)
     predicted(served, uuid, END, cpu=0.5, memory=50.0)
     assert served.needs(vm, 0.0).resources.cpu == 50
     need = served.needs(vm, 1800.0)
     assert need.resources.cpu == 300
     assert "from 3 restarts of this VM" in need.reason
+    served.store.restarts.add(
+        served.facts.name, [Restart(uuid, None, 9e3 + i, 1.0, 300, {"cpu": 99}) for i in range(40)]
+    )
+    served.needs = Expected(served)
+    assert served.needs(vm, 1800.0).resources.cpu == 100 * vm.max_vcpus
 
 
-def test_the_window_of_restarts_is_the_longest_that_fits() -> None:
-    def windows(*seconds: int, horizon: int = 3600) -> set[int]:
-        return {r.window for r in of_window([Restart("a", None, 1.0, None, s, {}) for s in seconds], horizon)}
+def test_the_span_of_restarts_is_the_longest_that_fits() -> None:
+    def spans(*seconds: int, horizon: int = 3600) -> set[int]:
+        return {r.span for r in of_span([Restart("a", None, 1.0, None, s, {}) for s in seconds], horizon)}
 
-    assert windows(300, 1800, 3600) == {3600}
-    assert windows(300, 1800, 3600, horizon=1800) == {1800}
-    assert windows(7200, 9000) == {7200}
-    assert windows() == set()
+    assert spans(300, 1800, 3600) == {3600}
+    assert spans(300, 1800, 3600, horizon=1800) == {1800}
+    assert spans(7200, 9000) == {7200}
+    assert spans() == set()
 
 
 def test_pool_show_adds_up_what_is_forecast(site: FakeSite, served: Engine) -> None:

@@ -16,11 +16,11 @@ PEAKS = st.lists(st.floats(0, 1e6), min_size=OWN, max_size=30)
 
 
 def restarts(
-    peaks: Sequence[float], vm: str = "a", image: str | None = "micro", rolling: Sequence[float] = ()
+    peaks: Sequence[float], vm: str = "a", image: str | None = "micro", before: Sequence[float] = ()
 ) -> list[Restart]:
-    forecasts = [{"cpu": r} for r in rolling] or [{} for _ in peaks]
+    forecasts = [{"cpu": r} for r in before] or [{} for _ in peaks]
     return [
-        Restart(vm, image, 1000.0 * n, 60.0, 300, {"cpu": peak}, rolling=forecast)
+        Restart(vm, image, 1000.0 * n, 60.0, 300, {"cpu": peak}, before=forecast)
         for n, (peak, forecast) in enumerate(zip(peaks, forecasts, strict=True))
     ]
 
@@ -72,12 +72,12 @@ def test_a_resource_that_was_not_measured_is_not_made_up() -> None:
     assert need_after_restart("a", "micro", restarts([1.0] * 9), "memory") is None
 
 
-def test_a_boot_storm_is_told_from_what_a_rolling_forecast_says() -> None:
+def test_a_boot_storm_is_told_from_what_the_hour_before_says() -> None:
     """The storm is a multiple of the load, which changes: neither the load nor the last storm alone tells it."""
     chance = random.Random(7)
     loads = [chance.uniform(0.2, 4.0) for _ in range(21)]
     peaks = [load * chance.uniform(4.5, 5.5) for load in loads]
-    found = need_after_restart("a", "micro", restarts(peaks[:20], rolling=loads[:20]), "cpu", rolling=loads[20])
+    found = need_after_restart("a", "micro", restarts(peaks[:20], before=loads[:20]), "cpu", before=loads[20])
     assert found is not None
     assert "ratio" in found.rule
     assert peaks[20] <= found.value * 1.02
