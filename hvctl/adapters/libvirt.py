@@ -5,20 +5,17 @@ Every effect looks at the domain first and observes the result after, so that do
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import libvirt
-import libvirt_qemu
 
-from hvctl.adapters import domainxml, libvirt_tuning, process
+from hvctl.adapters import domainxml, libvirt_agent, libvirt_tuning, process
 from hvctl.adapters.domainxml_read import qemu_ids
-from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, named, text_of, tolerant, translate
-from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
+from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, named, tolerant
+from hvctl.errors import DeadlineError, HvctlError, RefusedError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, State, Vm, VmSpec
@@ -34,7 +31,6 @@ _SAVE_SECONDS = 1800.0
 # libvirt asks the guest agent first and waits for its word before it presses the power button.
 _SHUTDOWN_SECONDS = 15.0
 _VERSION_SECONDS = 1.0
-_AGENT_GRACE = 2.0
 _REREAD = 1.0
 
 _UNDEFINE = (
@@ -319,47 +315,7 @@ class LibvirtDomains:
     # --- its guest
 
     def agent(self, uuid: str, command: str, arguments: dict[str, Any], seconds: float) -> Any:
-        request: dict[str, Any] = {"execute": command}
-        if arguments:
-            request["arguments"] = arguments
-
-        def act(connection: Any) -> Any:
-            domain = connection.lookupByUUIDString(uuid)
-            if _state_of(domain) is not State.RUNNING:
-                raise UnreachableError(
-                    "the guest agent cannot answer: the VM does not run.", "hvctl vm start starts it"
-                )
-            try:
-                return libvirt_qemu.qemuAgentCommand(domain, json.dumps(request), max(1, math.ceil(seconds)), 0)
-            except libvirt.libvirtError as e:
-                code, said = code_of(e), text_of(e)
-                if code == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED:
-                    raise UnreachableError(
-                        f"the VM has no guest agent channel: {said}.", "hvctl vm adopt adds it"
-                    ) from e
-                if code == libvirt.VIR_ERR_RPC and "payload" in said:
-                    raise GuestError(
-                        f"the guest agent's answer to {clean(command, 40)} is larger than libvirt carries (4 MiB).",
-                        "write large output to a file in the guest",
-                    ) from e
-                if code == libvirt.VIR_ERR_INTERNAL_ERROR and "agent" in said:
-                    refusal = said.rpartition("error was ")[2].rpartition(f"'{clean(command, 40)}': ")[2]
-                    raise GuestError(f"the guest agent refuses {clean(command, 40)}: {refusal}.") from e
-                raise translate(e, self._settings.uri, f"ask the guest agent for {command}") from e
-
-        try:
-            reply = self._connection.call(f"ask the guest agent for {command}", act, seconds=seconds + _AGENT_GRACE)
-        except DeadlineError as e:
-            raise DeadlineError(
-                f"the guest agent did not answer {command} within {seconds:g} s; the result is unknown."
-            ) from e
-        try:
-            answer = json.loads(reply)
-        except (ValueError, RecursionError) as e:
-            raise GuestError(f"the guest agent's answer to {command} is not JSON.") from e
-        if not isinstance(answer, dict) or "return" not in answer:
-            raise GuestError(f"the guest agent's answer to {command} has no return value.")
-        return answer["return"]
+        return libvirt_agent.ask(self._connection, self._settings.uri, uuid, command, arguments, seconds)
 
     def console(self, uuid: str) -> str:
         def look(domain: Any) -> str:
