@@ -14,8 +14,8 @@ demo: setup host
 test: setup host lint
 	$(BIN)/hvctl image build micro
 	$(BIN)/hvctl image build debian
-	$(BIN)/pytest -q -n 2 -m "not host"
-	$(BIN)/pytest -q -n 2 --dist loadfile -m host
+	$(BIN)/pytest -q -n 3 --durations=40 -m "not host"
+	$(BIN)/pytest -q -n 3 --dist loadfile --durations=40 -m host
 
 # Many resets of guests that spoil everything: make soak N=10000
 soak: setup host
