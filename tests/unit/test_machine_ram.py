@@ -226,8 +226,10 @@ class Commands(RuleBasedStateMachine):
 
     def _reset(self, snapshot: Snapshot, tracker: TrackerKind, load: Any) -> None:
         machine, kernel = self.host.machine, self.host.kernel
-        if tracker is TrackerKind.UFFD and (kernel.lost or "uffd" not in kernel.works):
-            tracker = TrackerKind.AUTO
+        known = machine.tracking(self.host.vm)
+        distrusted = known is not None and "uffd" in known.disabled
+        if tracker is TrackerKind.UFFD and (kernel.lost or distrusted or "uffd" not in kernel.works):
+            tracker = TrackerKind.AUTO  # by its name it would be refused
         machine.ready(self.host.vm, snapshot)
         kernel.running = False
         machine.restore_ram(self.host.vm, snapshot, tracker)
