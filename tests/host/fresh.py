@@ -70,6 +70,7 @@ def fresh_qemu(guest: Guest, ram: Path, disks: dict[str, Path], stream: Path, fo
     try:
         await_true(lambda: _answers(process, monitor, own / "log"), "the fresh QEMU answers")
         with _Monitor(monitor) as qmp:
+            _plug_vcpus(guest, qmp)
             _capability(qmp.execute, True)
             qmp.execute("migrate-incoming", uri=f"exec:cat {stream}")
             await_true(lambda: _came_in(process, qmp, own / "log"), "the stream has come in")
@@ -81,6 +82,15 @@ def fresh_qemu(guest: Guest, ram: Path, disks: dict[str, Path], stream: Path, fo
         process.kill()
         process.wait()
         shutil.rmtree(own)
+
+
+def _plug_vcpus(guest: Guest, qmp: _Monitor) -> None:
+    """Those that libvirt plugs before it lets a guest run stand on no command line."""
+    there = {str(slot["props"]) for slot in qmp.execute("query-hotpluggable-cpus") if "qom-path" in slot}
+    for slot in guest.qmp("query-hotpluggable-cpus"):
+        if "qom-path" in slot and str(slot["props"]) not in there:
+            name = slot["qom-path"].rpartition("/")[2]
+            qmp.execute("device_add", driver=slot["type"], id=name, **slot["props"])
 
 
 def _came_in(process: subprocess.Popen[bytes], qmp: _Monitor, log: Path) -> bool:
