@@ -35,8 +35,9 @@ def passing(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", sleep)
 
 
-def samples(vm: str, *cpu: float, age: float = 0.0, **values: float) -> list[Sample]:
-    now = int(time.time() - age)
+def samples(vm: str, *cpu: float, age: float = 0.0, now: int | None = None, **values: float) -> list[Sample]:
+    """now: of VMs that one cycle saw, so that no second passes between them."""
+    now = int(time.time() - age) if now is None else now
     made = range(1 - len(cpu), 1)
     return [Sample(f"u-{vm}", vm, now + 10 * i, 10.0, cpu=c, vcpus=2, **values) for i, c in zip(made, cpu, strict=True)]
 
@@ -46,9 +47,9 @@ def lines(engine: Engine, sort: Resource = Resource.CPU) -> list[Line]:
 
 
 def test_the_daemons_samples_where_it_collects(engine: Engine) -> None:
-    host, store = engine.facts.name, engine.store.samples
-    store.add(host, samples("a", 0.5, 1.0, 0.25, memory_used=100.0))
-    store.add(host, samples("b", 0.75, memory_used=50.0, net_rx_bytes=10.0, net_tx_bytes=5.0))
+    host, store, now = engine.facts.name, engine.store.samples, int(time.time())
+    store.add(host, samples("a", 0.5, 1.0, 0.25, now=now, memory_used=100.0))
+    store.add(host, samples("b", 0.75, now=now, memory_used=50.0, net_rx_bytes=10.0, net_tx_bytes=5.0))
     store.add(host, samples("gone", 0.9, age=20))
     assert [line.name for line in lines(engine)] == ["b", "a"]
     assert [line.name for line in lines(engine, Resource.MEMORY)] == ["a", "b"]
