@@ -19,6 +19,8 @@ from hvctl.model.operation import OpState
 from tests.contract.stores import begin, database_url, memory_held, migrated_store  # noqa: F401
 from tests.postgresql import postgresql_cluster  # noqa: F401
 
+pytestmark = pytest.mark.processes
+
 CAPACITY = 10
 VMS = st.sampled_from(["web", "db", "cache"])
 SIZES = st.integers(0, CAPACITY + 2)

@@ -18,6 +18,8 @@ from hvctl import __main__ as entry
 from hvctl.adapters.kvmprobe import kvm_boots  # noqa: F401 - loaded before the process's streams are replaced
 from hvctl.errors import Exit
 
+pytestmark = pytest.mark.processes
+
 RUNS = 320
 STATUSES = {int(e) for e in Exit}
 

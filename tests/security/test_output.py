@@ -22,6 +22,8 @@ from hvctl.cli.context import Format, Globals
 from hvctl.cli.render import Column
 from hvctl.errors import GuestError, HvctlError
 
+pytestmark = pytest.mark.processes
+
 HOSTILE = "x\x1b]0;owned\x07\x9b2J\u202e\u2066=cmd|'/c calc'!A0\r\nsecond,line\t\x7f\u2028<b>&\""
 COLUMNS = (Column("name", "NAME"), Column("labels", "LABELS"))
 ACTED_ON = {"Cc", "Cf", "Zl", "Zp", "Cs"}

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from faults.command import FakeSite
 
+pytestmark = pytest.mark.processes
+
 CANARY = "c4n4ry-S3CRET"
 URLS = (
     f"postgresql://hvctl:{CANARY}@127.0.0.1:1/db",

@@ -31,6 +31,8 @@ from hvctl.model.snapshot import Binding, Snapshot
 from hvctl.model.vm import Accel, DiskSpec, Process, Region, VmSpec
 from hvctl.settings import Settings, load_settings
 
+pytestmark = pytest.mark.processes
+
 MIB = 1 << 20
 UUID = "6e0a1f0e-5c1b-4b7e-9b52-0d3b3b1f8a01"
 ID = "0f3c1c52-4a86-4c5e-9d62-0d3b3b1f8a02"

@@ -34,6 +34,8 @@ from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from unit.enginehost import MIB, add_image, new_vm
 
+pytestmark = pytest.mark.processes
+
 # Thousands of commits: what they cost on a disk is no matter here.
 MEMORY = Path("/dev/shm")
 

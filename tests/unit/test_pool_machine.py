@@ -34,6 +34,8 @@ from hvctl.operations.journal import recover
 from unit.poolhost import HOUR, MIB, TOTAL, add, ask
 from unit.test_life_machine import MEMORY, Killed, Plan
 
+pytestmark = pytest.mark.processes
+
 NAMES = ("a", "b", "c", "guarded")
 SPOTS = st.sampled_from(NAMES[:3])
 SIZES = st.sampled_from((64, 256, 400, 900))
