@@ -12,8 +12,8 @@ import numpy as np
 from hvctl.forecasting.arbiter import Standing, learn
 from hvctl.forecasting.forecast import Models
 from hvctl.forecasting.lessons import HISTORIES
-from hvctl.forecasting.margin import capped, covering
-from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite, thriftiest
+from hvctl.forecasting.margin import Known, capped, covering
+from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite
 from hvctl.forecasting.score import gain_interval, pinball, score
 from hvctl.forecasting.series import F32, FLOOR, Series
 from hvctl.forecasting.trial import (
@@ -55,6 +55,14 @@ class Verdict:
     row: dict[str, Any]
     baselines: list[dict[str, Any]]
     by_history: list[dict[str, Any]]
+
+
+def thriftiest(
+    actual: F32, found: Mapping[str, F32], coverage: float, scale: F32, known: Known, floor: float
+) -> Choice:
+    """The rule that reserves least at this coverage; loss is what it reserves."""
+    tuned = (Choice(name, *covering(actual, v, coverage, scale, known, floor)) for name, v in found.items())
+    return min(tuned, key=lambda c: c.loss)
 
 
 def judge(series: Series, sp: Split, resource: str, target: str, models: Models) -> Verdict:

@@ -31,8 +31,8 @@ from host.outside import Guest
 from host.worker import plant
 from report import say, write
 
-from hvctl.decide.afterstart import MEASURES
-from hvctl.decide.restarts import OWN, pinball
+from hvctl.decide.afterstart import demand, peaks
+from hvctl.decide.restarts import OWN, need_after_restart, pinball
 from hvctl.engine.collect import Collector
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
@@ -120,7 +120,7 @@ def rolling(engine: Engine, service: Service, now: float) -> dict[str, float]:
     values = {r: np.full((1, (int(now) - first) // SLOT + 1), np.nan, np.float32) for r in RESOURCES}
     for sample in samples:
         for resource in RESOURCES:
-            value = MEASURES[resource](sample)
+            value = demand(sample, resource)
             if value is not None and sample.at <= now:
                 values[resource][0, (sample.at - first) // SLOT] = value
     sizes = {r: np.array([s], np.float32) for r, s in SIZES.items()}
@@ -132,9 +132,9 @@ def rolling(engine: Engine, service: Service, now: float) -> dict[str, float]:
 def record_of(engine: Engine, service: Service, before: dict[str, float]) -> dict[str, tuple[float, str]]:
     found = {}
     for resource in RESOURCES:
-        need = restarts.need(
-            engine, service.guest.uuid, "micro", resource, span=HOUR, quantile=QUANTILE,
-            before=before.get(resource), limit=SIZES.get(resource),
+        need = need_after_restart(
+            service.guest.uuid, "micro", engine.store.restarts.of(engine.facts.name, HOUR), resource,
+            before=before.get(resource), quantile=QUANTILE, limit=SIZES.get(resource),
         )  # fmt: skip
         if need is not None:
             found[resource] = need.value, f"{need.rule} of {need.learned_from}"
@@ -172,8 +172,7 @@ def lives(engine: Engine, found: list[Service], rounds: int) -> list[dict[str, A
 
 def _hour(engine: Engine, service: Service, now: float) -> dict[str, float]:
     samples = engine.store.samples.latest(engine.facts.name, int(now) - HOUR, [service.guest.uuid])
-    peaks = {r: [v for s in samples if (v := MEASURES[r](s)) is not None] for r in RESOURCES}
-    return {r: max(values) for r, values in peaks.items() if values}
+    return peaks(samples)
 
 
 def _outcomes(case: dict[str, Any], actual: Restart) -> list[dict[str, Any]]:

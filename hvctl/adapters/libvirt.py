@@ -14,7 +14,7 @@ import libvirt
 
 from hvctl.adapters import domainxml, libvirt_agent, libvirt_tuning, process
 from hvctl.adapters.domainxml_read import qemu_ids
-from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, named, tolerant
+from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, named, state_of, tolerant
 from hvctl.errors import DeadlineError, HvctlError, RefusedError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
@@ -179,7 +179,7 @@ class LibvirtDomains:
                 event.wait(min(left, _REREAD))
 
     def _state(self, uuid: str) -> State:
-        return self._connection.call(f"look at {uuid}", lambda c: _state_of(c.lookupByUUIDString(uuid)))
+        return self._connection.call(f"look at {uuid}", lambda c: state_of(c.lookupByUUIDString(uuid)))
 
     # --- its life
 
@@ -240,15 +240,15 @@ class LibvirtDomains:
 
     def pause(self, uuid: str) -> None:
         def act(domain: Any) -> None:
-            if _state_of(domain) is not State.PAUSED:
-                tolerant(domain.suspend, lambda: _state_of(domain) is State.PAUSED)
+            if state_of(domain) is not State.PAUSED:
+                tolerant(domain.suspend, lambda: state_of(domain) is State.PAUSED)
 
         self._effect(uuid, "pause", act)
 
     def resume(self, uuid: str) -> None:
         def act(domain: Any) -> None:
-            if _state_of(domain) is not State.RUNNING:
-                tolerant(domain.resume, lambda: _state_of(domain) is State.RUNNING)
+            if state_of(domain) is not State.RUNNING:
+                tolerant(domain.resume, lambda: state_of(domain) is State.RUNNING)
 
         self._effect(uuid, "resume", act)
 
@@ -348,10 +348,6 @@ class LibvirtDomains:
                     raise
 
         self._connection.call(f"{what} {uuid}", work, seconds)
-
-
-def _state_of(domain: Any) -> State:
-    return STATES.get(domain.state()[0], (State.OFF, ()))[0]
 
 
 def _version(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from hvctl.adapters.libvirt_calls import STATES, Connection, clean, code_of, text_of, translate
+from hvctl.adapters.libvirt_calls import Connection, clean, code_of, state_of, text_of, translate
 from hvctl.errors import DeadlineError, GuestError, UnreachableError
 from hvctl.model.vm import State
 
@@ -24,7 +24,7 @@ def ask(connection: Connection, uri: str, uuid: str, command: str, arguments: di
 
     def act(opened: Any) -> Any:
         domain = opened.lookupByUUIDString(uuid)
-        if STATES.get(domain.state()[0], (State.OFF, ()))[0] is not State.RUNNING:
+        if state_of(domain) is not State.RUNNING:
             raise UnreachableError("the guest agent cannot answer: the VM does not run.", "hvctl vm start starts it")
         try:
             return libvirt_qemu.qemuAgentCommand(domain, json.dumps(request), max(1, math.ceil(seconds)), 0)

@@ -132,6 +132,10 @@ def code_of(error: libvirt.libvirtError) -> int:
     return int(error.get_error_code() or 0)
 
 
+def state_of(domain: Any) -> State:
+    return STATES.get(domain.state()[0], (State.OFF, ()))[0]
+
+
 def text_of(error: libvirt.libvirtError) -> str:
     return clean(error.get_error_message() or error)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import libvirt
 
@@ -35,6 +36,7 @@ _DIRTY_STATE, _DIRTY_MEASURED, _DIRTY_POLL = "dirtyrate.calc_status", 2, 0.1
 _DIRTY_GRACE = 10.0
 
 Stats = dict[str, Any]
+T = TypeVar("T")
 
 
 class LibvirtMeter:
@@ -158,38 +160,18 @@ def _bytes(stats: Stats, name: str) -> int | None:
 
 def _disks(stats: Stats) -> tuple[DiskCounters, ...] | None:
     """None if libvirt tells of no disk what it did, which is so when another job has the monitor."""
-    found = []
-    for i in range(stats.get("block.count", 0)):
-        part = f"block.{i}."
-        try:
-            found.append(
-                DiskCounters(
-                    stats[part + "name"],
-                    stats[part + "rd.reqs"],
-                    stats[part + "wr.reqs"],
-                    stats[part + "rd.bytes"],
-                    stats[part + "wr.bytes"],
-                )
-            )
-        except KeyError:
-            return None
-    return tuple(found)
+    return _each(stats, "block", DiskCounters, ("name", "rd.reqs", "wr.reqs", "rd.bytes", "wr.bytes"))
 
 
 def _nics(stats: Stats) -> tuple[NicCounters, ...] | None:
-    found = []
-    for i in range(stats.get("net.count", 0)):
-        part = f"net.{i}."
-        try:
-            found.append(
-                NicCounters(
-                    stats[part + "name"],
-                    stats[part + "rx.bytes"],
-                    stats[part + "tx.bytes"],
-                    stats[part + "rx.pkts"],
-                    stats[part + "tx.pkts"],
-                )
-            )
-        except KeyError:
-            return None
-    return tuple(found)
+    return _each(stats, "net", NicCounters, ("name", "rx.bytes", "tx.bytes", "rx.pkts", "tx.pkts"))
+
+
+def _each(stats: Stats, group: str, made: Callable[..., T], fields: Sequence[str]) -> tuple[T, ...] | None:
+    """One of each device of a group, from these fields of it in their order; None if one of them lacks any."""
+    try:
+        return tuple(
+            made(*(stats[f"{group}.{i}.{field}"] for field in fields)) for i in range(stats.get(f"{group}.count", 0))
+        )
+    except KeyError:
+        return None

@@ -370,13 +370,6 @@ class QemuMachine:
         self._writer = None
 
 
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise UnreachableError("/proc/meminfo does not say how much memory is available.")
-
-
 def _changed(then: Binding, now: Binding) -> str | None:
     if then.process != now.process:
         return "its QEMU process is another one"

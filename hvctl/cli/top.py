@@ -44,11 +44,11 @@ def top(
     ] = None,
 ) -> None:
     """Show what VMs use, may use, are expected to use and were promised, the busiest first."""
-    from hvctl.operations.top import Resource, Top, kept_forecasts
+    from hvctl.operations.top import Resource, Top
 
     options = globals_of(context)
     with options.engine() as engine, suppress(KeyboardInterrupt):
-        watched = Top(engine, Resource(sort.value), kept_forecasts)
+        watched = Top(engine, Resource(sort.value))
         if options.format is not Format.TABLE:
             lines = [line.document() for line in _last(watched, interval, count or 1)]
             render.rows(options, "vms", lines, [Column(key, key) for key in FLAT])

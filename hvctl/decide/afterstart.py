@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from hvctl.model.restart import Restart
-from hvctl.model.sample import EventKind, Sample, VmEvent
+from hvctl.model.sample import DEMANDS, EventKind, Sample, VmEvent
 
 SPANS: Final = (300, 1800, 3600)
 """The seconds after a start that are looked at."""
@@ -16,25 +16,29 @@ COVERED: Final = 0.5
 """The share of a span that samples must cover; of less nothing is said."""
 
 _ENDS: Final = (EventKind.STOP, EventKind.INTERRUPTION)
-_MIB: Final = 1 << 20
 
 
-def _sum(*parts: float | None) -> float | None:
-    return None if None in parts else sum(p for p in parts if p is not None)
+def demand(sample: Sample, resource: str) -> float | None:
+    """Of one sample, in the unit of DEMANDS; None if part of it was not measured."""
+    measures, factor = DEMANDS[resource]
+    parts = [getattr(sample, name) for name in measures]
+    return None if None in parts else sum(parts) * factor
 
 
-MEASURES: Final[Mapping[str, Callable[[Sample], float | None]]] = {
-    "cpu": lambda s: s.cpu,
-    "memory": lambda s: None if s.memory_used is None else s.memory_used / _MIB,
-    "disk": lambda s: _scaled(_sum(s.disk_read_bytes, s.disk_write_bytes), 1e-3),
-    "network": lambda s: _scaled(_sum(s.net_rx_bytes, s.net_tx_bytes), 8e-6),
-    "iops": lambda s: _sum(s.disk_reads, s.disk_writes),
-}
-"""Of one sample: cores, MiB, KB/s, Mbit/s, 1/s."""
+def peaks(samples: Sequence[Sample]) -> dict[str, float]:
+    """The largest sample by resource; what was never measured is absent."""
+    known = {r: [v for s in samples if (v := demand(s, r)) is not None] for r in DEMANDS}
+    return {resource: max(values) for resource, values in known.items() if values}
 
 
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+def means(samples: Sequence[Sample]) -> dict[str, float]:
+    """By resource, each sample by its seconds; what was never measured is absent."""
+    found = {}
+    for resource in DEMANDS:
+        known = [(value, s.seconds) for s in samples if (value := demand(s, resource)) is not None]
+        if known:
+            found[resource] = sum(v * s for v, s in known) / sum(s for _, s in known)
+    return found
 
 
 def restarts(
@@ -70,21 +74,5 @@ def restarts(
             after = own[bisect_right(times, at) : bisect_right(times, at + span)] if over else ()
             if after and sum(s.seconds for s in after) >= COVERED * span:
                 gap = None if off is None else at - off
-                found.append(
-                    Restart(
-                        uuid, images.get(uuid), at, gap, span, _each(after, max), _each(after, None), _each(hour, max)
-                    )
-                )
+                found.append(Restart(uuid, images.get(uuid), at, gap, span, peaks(after), means(after), peaks(hour)))
     return found
-
-
-def _each(samples: Sequence[Sample], of: Callable[[Iterable[float]], float] | None) -> dict[str, float]:
-    """By resource what `of` makes of the measured samples; None: their mean, each by its seconds."""
-    result = {}
-    for resource, measure in MEASURES.items():
-        known = [(value, s.seconds) for s in samples if (value := measure(s)) is not None]
-        if known and of is not None:
-            result[resource] = of(value for value, _ in known)
-        elif known:
-            result[resource] = sum(v * s for v, s in known) / sum(s for _, s in known)
-    return result

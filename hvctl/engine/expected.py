@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from hvctl.decide.afterstart import HOUR, MEASURES
+from hvctl.decide.afterstart import HOUR, peaks
 from hvctl.decide.restarts import need_after_restart
 from hvctl.engine.handover import promised_need
 from hvctl.model.allocation import Resources
@@ -44,13 +44,7 @@ def of_span(record: list[Restart], horizon: int) -> list[Restart]:
 def last_hour(engine: Engine, uuid: str, until: float) -> dict[str, float]:
     """The largest sample of each resource in the hour before `until`, in the units of forecasts."""
     samples = engine.store.samples.latest(engine.facts.name, int(until - HOUR), [uuid])
-    found: dict[str, float] = {}
-    for sample in samples:
-        for resource, measure in MEASURES.items():
-            value = measure(sample)
-            if value is not None and sample.at <= until:
-                found[resource] = max(value, found.get(resource, 0.0))
-    return found
+    return peaks([s for s in samples if s.at <= until])
 
 
 def newest(engine: Engine) -> dict[str, dict[str, Prediction]]:

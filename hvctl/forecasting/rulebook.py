@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from hvctl.errors import UsageError
-from hvctl.forecasting.margin import Kind, Known, Margin, covering, tune
+from hvctl.forecasting.margin import Kind, Known, Margin, tune
 from hvctl.forecasting.series import F32, I64
 
 LENGTHS: Final = (12, 72, 288, 2016)  # slots: 1 h, 6 h, 1 day, 7 days
@@ -82,14 +82,6 @@ def lengths(history: I64) -> I64:
 def best(actual: F32, found: Mapping[str, F32], quantile: float, scale: F32, known: Known, floor: float) -> Choice:
     """The rule and margin with the lowest pinball loss."""
     tuned = (Choice(name, *tune(actual, v, quantile, scale, known, floor)) for name, v in found.items())
-    return min(tuned, key=lambda c: c.loss)
-
-
-def thriftiest(
-    actual: F32, found: Mapping[str, F32], coverage: float, scale: F32, known: Known, floor: float
-) -> Choice:
-    """The rule that reserves least at this coverage; loss is what it reserves."""
-    tuned = (Choice(name, *covering(actual, v, coverage, scale, known, floor)) for name, v in found.items())
     return min(tuned, key=lambda c: c.loss)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Sample(NamedTuple):
@@ -73,6 +74,16 @@ ROLLED = (
     "cache_misses",
 )
 """What the roll-up keeps, each as mean, max and 95th percentile."""
+
+DEMANDS: Final[Mapping[str, tuple[tuple[str, ...], float]]] = {
+    "cpu": (("cpu",), 1.0),
+    "memory": (("memory_used",), 1 / (1 << 20)),
+    "disk": (("disk_read_bytes", "disk_write_bytes"), 1e-3),
+    "network": (("net_rx_bytes", "net_tx_bytes"), 8e-6),
+    "iops": (("disk_reads", "disk_writes"), 1.0),
+}
+"""The resources of forecasts: the measures whose sum each is, and the factor to its unit (cores, MiB, KB/s, Mbit/s,
+1/s)."""
 
 STATISTICS = ("mean", "max", "p95")
 KEPT = ("count", "seconds", "vcpus", "memory")

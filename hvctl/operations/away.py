@@ -11,7 +11,7 @@ def account(engine: Engine) -> str:
     """Look at every reservation, where there are any; in words how many."""
     held = engine.store.pool.reservations(engine.facts.name)
     if held:
-        pool.show(engine)
+        pool.follow(engine)
     return f"{len(held)} reservations"
 
 

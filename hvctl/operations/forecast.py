@@ -19,6 +19,7 @@ from hvctl.forecasting.forecast import HORIZONS, Panel, forecast
 from hvctl.forecasting.lessons import QUANTILES
 from hvctl.forecasting.series import STEP, UNITS, Series
 from hvctl.model.forecast import Answerer, Forecast
+from hvctl.model.restart import Restart
 from hvctl.model.vm import Vm
 from hvctl.operations import model as models
 from hvctl.operations.series import history
@@ -112,7 +113,8 @@ def forecast_vm(engine: Engine, ref: str, question: Question) -> Told:
     if question.after:
         image = vm.record.image if vm and vm.record else None
         hour = last_hour(engine, uuid, engine.clock() if question.at is None else question.at)
-        lines = tuple(after_restart(engine, line, image, series, hour.get(line.resource)) for line in lines)
+        record = of_span(restarts_of(engine), question.horizon)
+        lines = tuple(after_restart(record, line, image, series, hour.get(line.resource)) for line in lines)
     made_at = series.start + series.slots * STEP
     return Told(name, uuid, question, made_at, series, panel, lines, _came(engine, uuid, made_at, question))
 
@@ -128,13 +130,13 @@ def _check(question: Question) -> None:
 
 
 def after_restart(
-    engine: Engine, rolling: Forecast, image: str | None, series: Series, before: float | None
+    record: list[Restart], rolling: Forecast, image: str | None, series: Series, before: float | None
 ) -> Forecast:
     """The need after a restart as earlier ones tell it, where that is more; otherwise the rolling forecast, which knows
-    nothing of what a boot costs. before: the largest sample of the last hour."""
+    nothing of what a boot costs. record: of one span; before: the largest sample of the last hour."""
     size = float(series.size(rolling.resource)[0])
     need = need_after_restart(
-        rolling.vm, image, of_span(restarts_of(engine), rolling.horizon), rolling.resource,
+        rolling.vm, image, record, rolling.resource,
         before=before, quantile=rolling.quantile, limit=None if np.isnan(size) else size,
     )  # fmt: skip
     why = rolling.reason.rstrip(".")

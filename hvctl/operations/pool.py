@@ -25,9 +25,7 @@ FOREVER_TEXT = "until it is released"
 
 def show(engine: Engine) -> list[dict[str, Any]]:
     """One row per resource. Reservations are looked at on the way: what decayed goes back, what was used is noted."""
-    vms = observe_all(engine.host)
-    used = observed_use(engine, vms)
-    account(engine, vms, used)
+    vms, used = follow(engine)
     ledger = engine.store.ledger(engine.facts.name)
     held = holders(ledger, vms)
     needs = [engine.needs(vm, 0.0) for vm in vms if vm.state.active]
@@ -134,8 +132,7 @@ def release(engine: Engine, number: int) -> Reservation:
 
 def reservations(engine: Engine, *, ended: bool = False) -> list[dict[str, Any]]:
     """Each with what it keeps now and, of what it kept so far, the share that was used."""
-    vms = observe_all(engine.host)
-    account(engine, vms, observed_use(engine, vms))
+    follow(engine)
     return [described(r, engine.clock()) for r in engine.store.pool.reservations(engine.facts.name, ended=ended)]
 
 
@@ -150,8 +147,11 @@ def described(one: Reservation, now: float) -> dict[str, Any]:
     return data
 
 
-def account(engine: Engine, vms: tuple[Vm, ...], used: dict[str, dict[str, int | None]]) -> None:
-    """Look at every reservation: what of it is used, what decayed, which have ended. To be called now and then."""
+def follow(engine: Engine) -> tuple[tuple[Vm, ...], dict[str, dict[str, int | None]]]:
+    """Look at every reservation: what of it is used, what decayed, which have ended. To be called now and then; the VMs
+    as they are, and what each uses."""
+    vms = observe_all(engine.host)
+    used = observed_use(engine, vms)
     now, by_vm = engine.clock(), _resources(used)
     for one in engine.store.pool.reservations(engine.facts.name):
 
@@ -161,6 +161,7 @@ def account(engine: Engine, vms: tuple[Vm, ...], used: dict[str, dict[str, int |
             return replace(looked, state=Held.ENDED, closed_at=now) if over else looked
 
         engine.store.pool.change(engine.facts.name, one.id, edit)
+    return vms, used
 
 
 def _resources(used: dict[str, dict[str, int | None]]) -> dict[str, Resources]:

@@ -9,7 +9,7 @@ from hvctl.adapters.samples import JOB_TYPE
 from hvctl.decide.rollup import SLOT
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError
-from hvctl.model.sample import EventKind
+from hvctl.model.sample import DEMANDS, EventKind
 from hvctl.model.vm import Vm
 from hvctl.operations.forecast import GAP, Question, forecast_vm, found_vm
 from hvctl.operations.series import WEEK
@@ -17,12 +17,13 @@ from hvctl.operations.series import WEEK
 MIB: Final = 1 << 20
 _HISTORY: Final = (EventKind.INTERRUPTION, EventKind.RESTART)
 _CYCLES: Final = 12  # of collection, after which the newest sample is not one of now
+# The measures whose sum each is, and the factor from their unit to the one of its name.
 _MEASURES: Final = {
-    "cpu_cores": (("cpu",), 1.0),
-    "memory_bytes": (("memory_used",), 1.0),
-    "iops": (("disk_reads", "disk_writes"), 1.0),
-    "disk_bytes_per_second": (("disk_read_bytes", "disk_write_bytes"), 1.0),
-    "network_bits_per_second": (("net_rx_bytes", "net_tx_bytes"), 8.0),
+    "cpu_cores": (DEMANDS["cpu"][0], 1.0),
+    "memory_bytes": (DEMANDS["memory"][0], 1.0),
+    "iops": (DEMANDS["iops"][0], 1.0),
+    "disk_bytes_per_second": (DEMANDS["disk"][0], 1.0),
+    "network_bits_per_second": (DEMANDS["network"][0], 8.0),
 }
 
 
@@ -32,8 +33,8 @@ def show(engine: Engine, ref: str) -> dict[str, Any]:
     uuid, name, vm = found_vm(engine, ref)
     host, now = engine.facts.name, engine.clock()
     known = engine.store.samples.observed(host).get(uuid, {})
-    recent = engine.store.samples.latest(host, int(now - _CYCLES * engine.settings.collect_interval))
-    latest = next((s for s in reversed(recent) if s.uuid == uuid), None)
+    recent = engine.store.samples.latest(host, int(now - _CYCLES * engine.settings.collect_interval), [uuid])
+    latest = recent[-1] if recent else None
     use, last_row = _use(engine, uuid, now)
     moments = [t for t in (last_row, None if latest is None else latest.at) if t is not None]
     running = vm is not None and vm.state.active

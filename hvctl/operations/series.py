@@ -13,23 +13,15 @@ import numpy as np
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError, NotFoundError, UsageError
 from hvctl.forecasting.series import F32, F64, STEP, Series
-from hvctl.model.sample import EventKind
+from hvctl.model.sample import DEMANDS, EventKind
 
 WEEK: Final = 7 * 86400.0
 MIB: Final = 1 << 20
-KB: Final = 1000.0
-MBIT: Final = 125_000.0  # bytes
 LATE: Final = 3
 """Slots that the roll-up may be behind: so many at the end of the record are not there yet, and no gap."""
 
 _READ: Final = 86400  # seconds of rows in memory as Python's objects at a time
-_SUMS: Final[dict[str, tuple[tuple[str, ...], float]]] = {
-    "cpu": (("cpu_mean",), 1.0),
-    "memory": (("memory_used_mean",), 1.0 / MIB),
-    "disk": (("disk_read_bytes_mean", "disk_write_bytes_mean"), 1.0 / KB),
-    "network": (("net_rx_bytes_mean", "net_tx_bytes_mean"), 1.0 / MBIT),
-    "iops": (("disk_reads_mean", "disk_writes_mean"), 1.0),
-}
+_SUMS: Final = {r: (tuple(f"{m}_mean" for m in measures), factor) for r, (measures, factor) in DEMANDS.items()}
 _SIZES: Final = {"cpu": ("vcpus", 1.0), "memory": ("memory", 1.0 / MIB)}
 _COLUMNS: Final = tuple(c for parts, _ in _SUMS.values() for c in parts) + tuple(c for c, _ in _SIZES.values())
 

@@ -46,11 +46,6 @@ NOTHING = Use()
 Forecasts = Callable[[Engine, Sequence[str]], Mapping[str, Use]]
 
 
-def no_forecasts(_engine: Engine, _uuids: Sequence[str]) -> Mapping[str, Use]:
-    """What is expected of each VM by UUID, until something forecasts."""
-    return {}
-
-
 def kept_forecasts(engine: Engine, uuids: Sequence[str]) -> Mapping[str, Use]:
     """The peaks of the next hour as the node forecast them last; nothing of a VM that it did not."""
     found = {}
@@ -88,7 +83,7 @@ class Line:
 class Top:
     """Looks again and again; sort is the resource that the busiest VM comes first by."""
 
-    def __init__(self, engine: Engine, sort: Resource, forecasts: Forecasts = no_forecasts) -> None:
+    def __init__(self, engine: Engine, sort: Resource, forecasts: Forecasts = kept_forecasts) -> None:
         self._engine = engine
         self._sort = sort
         self._forecasts = forecasts

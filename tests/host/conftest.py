@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from host.loaded import Loaded, loaded
+from host.marked import Marked, marked
 from host.outside import Guest
 from host.site import Site, real_site
 
@@ -24,6 +26,20 @@ def vm(site: Site) -> Iterator[Guest]:
     """A running VM: 1 of 4 vCPUs, 256 MiB of 1 GiB, a disk `data` and a NIC."""
     with site.created("--start") as guest:
         yield guest
+
+
+@pytest.fixture(scope="module")
+def command(site: Site) -> Iterator[Loaded]:
+    """hvctl in a process that has its libraries loaded."""
+    with loaded(site.environment) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pair(site: Site) -> Iterator[Marked]:
+    """A running VM whose RAM, disks and own memory are told apart."""
+    with marked(site) as made:
+        yield made
 
 
 @pytest.fixture

@@ -10,24 +10,12 @@ from typing import Any
 import pytest
 
 from host.copies import PAGE, Copies, copies, ram_files
-from host.loaded import Loaded, loaded
-from host.marked import Marked, marked
+from host.loaded import Loaded
+from host.marked import Marked
 from host.outside import MIB, virsh
 from host.site import Site
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
-
-
-@pytest.fixture(scope="module")
-def command(site: Site) -> Iterator[Loaded]:
-    with loaded(site.environment) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def pair(site: Site) -> Iterator[Marked]:
-    with marked(site) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

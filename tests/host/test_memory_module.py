@@ -10,7 +10,7 @@ import pytest
 
 from host.copies import PAGE, copies, page_with, ram_files
 from host.foreign import foreign
-from host.loaded import Loaded, loaded
+from host.loaded import Loaded
 from host.outside import MIB, Guest, virsh
 from host.site import Site
 
@@ -31,12 +31,6 @@ mkdir -p /own
 mount -t tmpfs -o huge=always,size=4m,mpol=bind:1 own /own
 awk 'BEGIN { for (i = 0; i < 512; i++) printf "own-%04d %4087s", i, "" }' > /own/arena
 """
-
-
-@pytest.fixture(scope="module")
-def command(site: Site) -> Iterator[Loaded]:
-    with loaded(site.environment) as made:
-        yield made
 
 
 @pytest.fixture

@@ -17,24 +17,12 @@ from typing import Any
 
 import pytest
 
-from host.loaded import Loaded, loaded
-from host.marked import RANGE, Marked, Marks, marked
+from host.loaded import Loaded
+from host.marked import RANGE, Marked, Marks
 from host.outside import Guest, alive, await_true
 from host.site import Site, await_stopped, ended
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
-
-
-@pytest.fixture(scope="module")
-def pair(site: Site) -> Iterator[Marked]:
-    with marked(site) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def command(site: Site) -> Iterator[Loaded]:
-    with loaded(site.environment) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from host.copies import PAGE, Copies, copies
-from host.loaded import Loaded, loaded
+from host.loaded import Loaded
 from host.marked import DISKS, SMALL, Marked, Marks, with_own
 from host.outside import KIB, MIB, Guest, virsh
 from host.site import Site
@@ -25,12 +25,6 @@ COPIED = (0, 4, 9)  # of these the test keeps what they are; the others are audi
 WALK = 18
 # What changes from one to the next; the guest's own doing comes on top.
 CHANGE = 1 * MIB
-
-
-@pytest.fixture(scope="module")
-def command(site: Site) -> Iterator[Loaded]:
-    with loaded(site.environment) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
