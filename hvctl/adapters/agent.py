@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import secrets
 import time
@@ -25,6 +26,7 @@ _LAST_POLL = 0.2
 _CLOCK_TOLERANCE = 2.0
 _MAX_VCPUS = 4096
 _PING_SECONDS = 1.0
+_GAP_SECONDS = 3.0
 _WAIT_POLL = 0.05
 
 
@@ -93,9 +95,7 @@ def run(
     pause = _FIRST_POLL
     while True:
         left = until - time.monotonic()
-        status = _object(
-            call("guest-exec-status", {"pid": pid}, max(0.1, min(left, _ANSWER_SECONDS))), "guest-exec-status"
-        )
+        status = _status(call, pid, max(0.1, min(left, _ANSWER_SECONDS)))
         if _boolean(status, "exited"):
             return _result(status, max_bytes)
         left = until - time.monotonic()
@@ -106,6 +106,17 @@ def run(
             )
         time.sleep(min(pause, left))
         pause = min(2 * pause, _LAST_POLL)
+
+
+def _status(call: Call, pid: int, seconds: float) -> dict[str, Any]:
+    """How a program does. libvirt may close the agent's channel once more after a reset, while the program goes on:
+    asked again when it is back."""
+    try:
+        return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
+    except UnreachableError:
+        with contextlib.suppress(DeadlineError):
+            wait(call, _GAP_SECONDS)
+        return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
 
 
 def _result(status: dict[str, Any], max_bytes: int) -> ExecResult:

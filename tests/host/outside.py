@@ -17,6 +17,8 @@ MIB = 1 << 20
 SECONDS = 60.0
 RAM_MARK = "/run/mark"
 DISK_MARK = "/data/mark"
+# What libvirt says of an agent whose channel it has closed.
+_GONE = ("agent is not connected", "agent disappeared")
 
 
 def virsh(*argv: str, stdin: str | None = None) -> str:
@@ -114,6 +116,18 @@ class Guest:
         request = json.dumps({"execute": command, "arguments": arguments})
         return json.loads(virsh("qemu-agent-command", self.uuid, request, "--timeout", "10"))["return"]
 
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        """An answer of the agent, asked again while libvirt has its channel for closed: QEMU tells of a port's state
+        once a second at most, so after a reset libvirt may close it although the agent has answered since."""
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                return self._agent(command, **arguments)
+            except AssertionError as e:
+                if not any(gone in str(e) for gone in _GONE) or time.monotonic() >= until:
+                    raise
+                time.sleep(0.05)
+
     def answers(self) -> bool:
         try:
             return self._agent("guest-ping") == {}
@@ -130,13 +144,13 @@ class Guest:
         self.run('until grep -q " /data " /proc/mounts || ! [ -e /dev/vda ]; do sleep 0.1; done')
 
     def run(self, script: str) -> str:
-        """What a shell script prints in the guest; it has to succeed."""
+        """What a shell script prints in the guest; it has to succeed, and may run twice."""
         command = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
-        pid = self._agent("guest-exec", **command)["pid"]
+        pid = self._ask("guest-exec", **command)["pid"]
         status: dict[str, Any] = {}
 
         def exited() -> bool:
-            status.update(self._agent("guest-exec-status", pid=pid))
+            status.update(self._ask("guest-exec-status", pid=pid))
             return bool(status["exited"])
 
         await_true(exited, f"the guest ends {script!r}")

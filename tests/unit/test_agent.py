@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvctl.adapters import agent
-from hvctl.errors import DeadlineError, GuestError, HvctlError
+from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
 
 def text(data: bytes) -> str:
@@ -172,6 +172,18 @@ def test_what_the_guest_cut_off_is_told() -> None:
     guest = Guest([True])
     guest.program = lambda argv, stdin: {"exited": True, "exitcode": 0, "err-data": "", "err-truncated": True}
     assert agent.run(guest, ["x"]).truncated
+
+
+def test_a_channel_that_closes_while_a_program_runs_is_waited_for() -> None:
+    guest, gone = Guest([True]), iter([True, True])
+
+    def call(command: str, arguments: dict[str, Any], seconds: float) -> Any:
+        if command != "guest-exec" and next(gone, False):
+            raise UnreachableError("the guest agent is not connected.")
+        return guest(command, arguments, seconds)
+
+    assert agent.run(call, ["x"]).status == 0
+    assert [command for command, _ in guest.requests].count("guest-exec") == 1
 
 
 def test_a_program_that_runs_on_meets_the_deadline() -> None:
