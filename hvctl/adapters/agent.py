@@ -10,7 +10,6 @@ import base64
 import binascii
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,13 +70,6 @@ def wait(call: Call, seconds: float) -> None:
             if time.monotonic() >= until:
                 raise DeadlineError(f"the guest agent did not answer within {seconds:g} s.") from e
             time.sleep(_WAIT_POLL)
-
-
-def sync(call: Call, seconds: float = _ANSWER_SECONDS) -> None:
-    """Return once the agent answers to this very request: what it was asked before a reset is behind us."""
-    number = secrets.randbelow(2**31)
-    if call("guest-sync", {"id": number}, seconds) != number:
-        raise GuestError("the guest agent answers to another request than the one it got.")
 
 
 def run(

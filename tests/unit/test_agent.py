@@ -40,9 +40,6 @@ class Guest:
     def guest_ping(self) -> Any:
         return {}
 
-    def guest_sync(self, id: int) -> Any:
-        return id
-
     def guest_get_vcpus(self) -> Any:
         return [{"logical-id": i, "online": on, "can-offline": i != 0} for i, on in enumerate(self.online)]
 
@@ -243,7 +240,6 @@ def test_whatever_a_guest_answers_only_errors_of_hvctl_come_out(answers: list[An
         lambda: agent.online_vcpus(hostile),
         lambda: agent.set_online(hostile, 2),
         lambda: agent.set_time(hostile),
-        lambda: agent.sync(hostile),
     ]
     refusals = []
     for act in what:
@@ -298,9 +294,3 @@ def test_reseed_is_false_where_the_program_fails_or_is_missing() -> None:
         raise GuestError("the guest agent refuses guest-exec: No such file or directory.")
 
     assert not agent.reseed(missing)
-
-
-def test_sync_refuses_the_answer_to_an_older_request() -> None:
-    agent.sync(Guest([True]))
-    with pytest.raises(GuestError, match="another request"):
-        agent.sync(lambda command, arguments, seconds: -1)
