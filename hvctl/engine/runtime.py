@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from hvctl.engine.execute import Progress
 from hvctl.engine.expected import Expected
+from hvctl.engine.late import late
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError
-from hvctl.ports import Host
+from hvctl.ports import Archives, Host, Machine, Meter, Network
 from hvctl.settings import Settings
 
 
@@ -24,23 +25,34 @@ def open_host(settings: Settings) -> Host:
             f"{settings.uri!r} is not a local QEMU hypervisor: hvctl shapes and resets VMs on their own host.",
             "run hvctl there, with qemu:///system",
         )
-    from hvctl.adapters.archives import LocalArchives
     from hvctl.adapters.libvirt import LibvirtDomains
-    from hvctl.adapters.libvirt_meter import LibvirtMeter
-    from hvctl.adapters.machine import QemuMachine
     from hvctl.adapters.storage import FolderStorage
-    from hvctl.adapters.traffic import TrafficControl
 
     domains = LibvirtDomains(settings)
     facts = domains.facts()
-    return Host(
-        domains,
-        TrafficControl(),
-        FolderStorage(settings, facts),
-        QemuMachine(settings, facts, domains.document),
-        LocalArchives(settings, facts),
-        LibvirtMeter(domains.connection, settings.libvirt_deadline, facts.boot_id),
-    )
+
+    def traffic() -> Network:
+        from hvctl.adapters.traffic import TrafficControl
+
+        return TrafficControl()
+
+    def machine() -> Machine:
+        from hvctl.adapters.machine import QemuMachine
+
+        return QemuMachine(settings, facts, domains.document)
+
+    def archives() -> Archives:
+        from hvctl.adapters.archives import LocalArchives
+
+        return LocalArchives(settings, facts)
+
+    def meter() -> Meter:
+        from hvctl.adapters.libvirt_meter import LibvirtMeter
+
+        return LibvirtMeter(domains.connection, settings.libvirt_deadline, facts.boot_id)
+
+    storage = FolderStorage(settings, facts)
+    return Host(domains, late(traffic), storage, late(machine), late(archives), late(meter))
 
 
 @contextmanager

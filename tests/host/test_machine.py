@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -40,8 +40,7 @@ def outside(scrubbed_environment: None) -> Iterator[RealOutside]:
 
 @pytest.fixture(scope="module")
 def machine(outside: RealOutside) -> QemuMachine:
-    assert isinstance(outside.host.machine, QemuMachine)
-    return outside.host.machine
+    return cast(QemuMachine, outside.host.machine)
 
 
 @pytest.fixture(scope="module")

@@ -113,3 +113,8 @@ def test_help_loads_nothing_heavy(flag: str) -> None:
 def test_the_help_of_a_command_loads_only_what_typer_loads(words: tuple[str, ...]) -> None:
     """Newer versions of typer read the parameters of a command with pydantic."""
     assert loaded(*words, "--help") <= {"pydantic"}
+
+
+def test_a_look_brings_no_arrays_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVCTL_STATE_DIR", str(tmp_path))
+    assert not loaded("-c", f"fake://{tmp_path}/host.json", "-f", "json", "vm", "list") & {"numpy", "pyroute2"}
