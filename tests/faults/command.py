@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from host.loaded import Loaded
 
 from hvctl.adapters.fake import FakeWorld
 from hvctl.settings import Settings
@@ -45,14 +45,7 @@ class FakeSite:
         )
 
     def run(self, *argv: str, fault: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hvctl", *argv],
-            env={**os.environ, **self.environment, "HVCTL_FAULT": fault},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return Loaded(self.environment).run(*argv, fault=fault)
 
     def json(self, *argv: str) -> Any:
         done = self.run("-f", "json", *argv)

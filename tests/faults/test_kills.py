@@ -6,14 +6,12 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from host.loaded import Loaded, loaded
 
 from faults.command import FakeSite
 from hvctl.adapters.fake.state import RAM_BYTES
@@ -531,37 +529,19 @@ def assert_within_capacity(engine: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def command() -> Iterator[Loaded]:
-    """hvctl, forked from a process that has loaded it."""
-    with loaded({}) as started:
-        yield started
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FakeSite]:
+    made: dict[str, FakeSite] = {}
 
-
-@dataclass(frozen=True)
-class LoadedSite(FakeSite):
-    """Its commands are forked from a process that has loaded hvctl."""
-
-    command: Loaded | None = None
-
-    def run(self, *argv: str, fault: str = "") -> CompletedProcess[str]:
-        assert self.command is not None
-        return self.command.run(*argv, fault=fault, env=self.environment)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, command: Loaded) -> Callable[[str], LoadedSite]:
-    made: dict[str, LoadedSite] = {}
-
-    def site(name: str) -> LoadedSite:
+    def site(name: str) -> FakeSite:
         if name not in made:
-            made[name] = LoadedSite(tmp_path_factory.mktemp(name), command=command)
+            made[name] = FakeSite(tmp_path_factory.mktemp(name))
             CASES[name].prepare(made[name])
         return made[name]
 
     return site
 
 
-def copied(old: LoadedSite, new: Path) -> LoadedSite:
+def copied(old: FakeSite, new: Path) -> FakeSite:
     shutil.copytree(old.folder, new)
     for manifest in (new / "images").glob("*/image.json"):
         manifest.write_text(manifest.read_text().replace(str(old.folder), str(new)))
@@ -569,13 +549,13 @@ def copied(old: LoadedSite, new: Path) -> LoadedSite:
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, prepared: Callable[[str], LoadedSite], tmp_path: Path) -> LoadedSite:
+def site(request: pytest.FixtureRequest, prepared: Callable[[str], FakeSite], tmp_path: Path) -> FakeSite:
     """A fresh copy of the case's prepared world; the database and the files are in the same folder."""
     return copied(prepared(request.node.callspec.params["name"]), tmp_path / "site")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_cases_name_every_step(site: LoadedSite, name: str) -> None:
+def test_the_cases_name_every_step(site: FakeSite, name: str) -> None:
     """So that the matrix cannot rot: a step that an operation gained is missing here."""
     case = CASES[name]
     done = site.run("-f", "json", *case.argv)
@@ -588,7 +568,7 @@ def test_the_cases_name_every_step(site: LoadedSite, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "point"), POINTS)
-def test_killed_then_recovered_then_done_again(site: LoadedSite, name: str, point: str) -> None:
+def test_killed_then_recovered_then_done_again(site: FakeSite, name: str, point: str) -> None:
     case = CASES[name]
     before = site.world.read()
     done = site.run(*case.argv, fault=f"{point}=kill")
@@ -643,7 +623,7 @@ DOUBLE = [
 
 
 @pytest.mark.parametrize(("name", "first", "second"), DOUBLE)
-def test_killed_again_while_recovering(site: LoadedSite, name: str, first: str, second: str) -> None:
+def test_killed_again_while_recovering(site: FakeSite, name: str, first: str, second: str) -> None:
     case = CASES[name]
     assert site.run(*case.argv, fault=f"{first}=kill").returncode == -9
     assert site.run("recover", fault=f"{second}=kill").returncode == -9
@@ -663,7 +643,7 @@ AMID = [
 
 
 @pytest.mark.parametrize(("name", "point"), sorted(set(AMID)))
-def test_killed_again_at_every_step_of_the_recovery(site: LoadedSite, tmp_path: Path, name: str, point: str) -> None:
+def test_killed_again_at_every_step_of_the_recovery(site: FakeSite, tmp_path: Path, name: str, point: str) -> None:
     """What a recovery does is seen first, then it is killed at each of these steps and phases."""
     case = CASES[name]
     before = _content(site)

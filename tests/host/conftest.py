@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from host.loaded import Loaded, loaded
+from host.loaded import Loaded
 from host.marked import Marked, marked
 from host.outside import Guest
 from host.site import Site, real_site
@@ -29,10 +29,8 @@ def vm(site: Site) -> Iterator[Guest]:
 
 
 @pytest.fixture(scope="module")
-def command(site: Site) -> Iterator[Loaded]:
-    """hvctl in a process that has its libraries loaded."""
-    with loaded(site.environment) as made:
-        yield made
+def command(site: Site) -> Loaded:
+    return site.loaded
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,19 @@ The process itself opens nothing: it has no connection, no thread and no lock th
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, cast
 
 MODULES = (
@@ -25,21 +28,28 @@ MODULES = (
 )  # fmt: skip
 
 
+_asking = Lock()
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """Give it commands; a negative status is the signal that ended one."""
+    """Give it commands; a negative status is the signal that ended one. The environment is beside the test's own."""
 
-    process: subprocess.Popen[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(
-        self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None
+        self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """env: beside what all of them have."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps({"argv": argv, "fault": fault, "env": dict(env or {})}) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        environment = {**os.environ, **self.environment, "HVCTL_FAULT": fault, **(env or {})}
+        request = {"argv": argv, "env": environment, "stdin": stdin, "folder": str(Path.cwd())}
+        process = _server()
+        assert process.stdin
+        assert process.stdout
+        with _asking:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
         return subprocess.CompletedProcess(argv, answer["status"], answer["out"], answer["err"])
 
     def ok(self, *argv: str) -> str:
@@ -54,18 +64,16 @@ class Loaded:
         return only
 
 
-@contextmanager
-def loaded(environment: Mapping[str, str]) -> Iterator[Loaded]:
+@cache
+def _server() -> subprocess.Popen[str]:
+    """One for all tests of this process; it ends with its input."""
     process = subprocess.Popen(
         [sys.executable, __file__],
-        env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    try:
-        yield Loaded(process)
-    finally:
-        process.communicate()
-        assert process.returncode == 0
+    atexit.register(process.communicate)
+    return process
 
 
 def _serve() -> None:
@@ -77,10 +85,14 @@ def _serve() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         asked = json.loads(line)
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with ExitStack() as files:
+            stdin, out, err = (files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3))
+            stdin.write(asked["stdin"])
+            stdin.flush()
+            stdin.seek(0)
             child = os.fork()
             if not child:
-                _command(main, asked, out, err)
+                _command(main, asked, stdin, out, err)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said = [_text(stream) for stream in (out, err)]
         print(json.dumps({"status": status, "out": said[0], "err": said[1]}), flush=True)
@@ -91,12 +103,14 @@ def _text(stream: IO[str]) -> str:
     return stream.read()
 
 
-def _command(main: Any, asked: dict[str, Any], out: IO[str], err: IO[str]) -> None:
+def _command(main: Any, asked: dict[str, Any], stdin: IO[str], out: IO[str], err: IO[str]) -> None:
     """Ends the process, as the command would."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
-    os.environ.update(asked["env"], HVCTL_FAULT=asked["fault"])
+    for number, stream in enumerate((stdin, out, err)):
+        os.dup2(stream.fileno(), number)
+    sys.stdin = os.fdopen(0, closefd=False)  # without what this process has read ahead of its own
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["env"])
     sys.argv = ["hvctl", *asked["argv"]]
     status = 1
     try:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from host.loaded import Loaded
 from host.outside import Guest, alive, await_true, domains, ifbs, virsh
 from hvctl.adapters import imagestore, kvmprobe
 from hvctl.engine.lock import free
@@ -46,21 +47,17 @@ class Site:
 
     # --- the command
 
+    @property
+    def loaded(self) -> Loaded:
+        return Loaded(self.environment)
+
     def command(self, argv: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "hvctl", *argv]
 
     def run(
         self, *argv: str, fault: str = "", env: Mapping[str, str] | None = None, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(argv),
-            env={**os.environ, **self.environment, "HVCTL_FAULT": fault, **(env or {})},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        return self.loaded.run(*argv, fault=fault, env=env, stdin=stdin)
 
     def ok(self, *argv: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
         """What a command that has to succeed prints."""

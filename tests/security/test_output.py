@@ -107,7 +107,6 @@ def test_t17_whatever_the_agent_says_the_error_is_ours(reply: Any) -> None:
         lambda: agent.online_vcpus(answers(reply)),
         lambda: agent.set_online(answers(reply, reply, reply), 2, 0.0),
         lambda: agent.set_time(answers(None, reply)),
-        lambda: agent.sync(answers(reply)),
     ):
         try:
             ask()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from faults.command import FakeSite
+from host.loaded import Loaded
 
 pytestmark = pytest.mark.processes
 
@@ -40,20 +38,13 @@ COMMANDS = (
 def test_t25_no_command_prints_the_password(url: str, tmp_path: Path) -> None:
     site = FakeSite(tmp_path)
     site.world.add_vm("a")
-    environment = {**os.environ, **site.environment, "HVCTL_DATABASE_URL": url}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "hvctl", *command],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for command in COMMANDS
-    ]  # fmt: skip
-    for command, process in zip(COMMANDS, running, strict=True):
-        out, _ = process.communicate(timeout=60)
+    for command in COMMANDS:
+        done = Loaded({**site.environment, "HVCTL_DATABASE_URL": url}).run(*command)
+        out = done.stdout + done.stderr
         assert CANARY not in out, (command, out)
         assert "Traceback" not in out, (command, out)
         if command[-2:] != ("config", "show"):
-            assert process.returncode != 0, (command, out)
+            assert done.returncode != 0, (command, out)
 
 
 def test_t25_the_url_is_shown_as_far_as_it_is_no_secret(tmp_path: Path) -> None:
@@ -63,10 +54,6 @@ def test_t25_the_url_is_shown_as_far_as_it_is_no_secret(tmp_path: Path) -> None:
         (URLS[1], "postgresql://…@127.0.0.1:1/db"),
         (CANARY, "…"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "hvctl", "config", "show"],
-            env={**os.environ, **site.environment, "HVCTL_DATABASE_URL": url},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = Loaded({**site.environment, "HVCTL_DATABASE_URL": url}).run("config", "show")
         (line,) = (li for li in done.stdout.splitlines() if li.startswith("database_url"))
         assert line.split()[1] == wanted
