@@ -79,10 +79,17 @@ def _server() -> subprocess.Popen[str]:
 def _serve() -> None:
     import importlib
 
+    import typer.main
+
     from hvctl.__main__ import main
 
     for module in MODULES:
         importlib.import_module(module)
+    from hvctl.cli.app import app
+
+    # Half of what a command does is to build the tree of all commands.
+    tree = typer.main.get_command(app)
+    typer.main.get_command = lambda _: tree
     for line in sys.stdin:
         asked = json.loads(line)
         with ExitStack() as files:
