@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from hvctl import __version__
-from hvctl.cli import (
-    allocate,
-    forecast,
-    host,
-    image,
-    interrupt,
-    job,
-    model,
-    node,
-    operation,
-    pool,
-    profile,
-    series,
-    snapshot,
-    top,
-    vm,
-)
 from hvctl.cli.context import Format, Globals
+from hvctl.cli.lazy import LazyGroup
+
+
+class Root(LazyGroup):
+    """In the order of the help."""
+
+    places: ClassVar = {
+        "allocate": "allocate.allocate",
+        "reset": "snapshot.reset",
+        "interrupt": "interrupt.interrupt",
+        "resume": "interrupt.resume",
+        "recover": "operation.recover",
+        "doctor": "host.doctor",
+        "forecast": "forecast.forecast",
+        "top": "top.top",
+        "vm": "vm.app",
+        "image": "image.app",
+        "snapshot": "snapshot.app",
+        "model": "model.app",
+        "series": "series.app",
+        "profile": "profile.app",
+        "operation": "operation.app",
+        "host": "host.app",
+        "node": "node.app",
+        "job": "job.app",
+        "pool": "pool.app",
+        "reserve": "pool.reserve",
+        "config": "host.config",
+    }
+
 
 app = typer.Typer(
+    cls=Root,
     name="hvctl",
     help="Live allocation and warm resets for KVM/QEMU virtual machines.",
     no_args_is_help=True,
@@ -34,27 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(vm.app, name="vm")
-app.add_typer(image.app, name="image")
-app.add_typer(snapshot.app, name="snapshot")
-app.add_typer(model.app, name="model")
-app.add_typer(series.app, name="series")
-app.add_typer(profile.app, name="profile")
-app.add_typer(operation.app, name="operation")
-app.add_typer(host.app, name="host")
-app.add_typer(node.app, name="node")
-app.add_typer(job.app, name="job")
-app.add_typer(pool.app, name="pool")
-app.add_typer(pool.reserve, name="reserve")
-app.add_typer(host.config, name="config")
-app.command("allocate")(allocate.allocate)
-app.command("reset")(snapshot.reset)
-app.command("interrupt")(interrupt.interrupt)
-app.command("resume")(interrupt.resume)
-app.command("recover")(operation.recover)
-app.command("doctor")(host.doctor)
-app.command("forecast")(forecast.forecast)
-app.command("top")(top.top)
 
 
 def _version(wanted: bool) -> None:

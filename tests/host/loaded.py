@@ -80,6 +80,7 @@ def _serve() -> None:
     import importlib
 
     import typer.main
+    from typer.core import TyperGroup
 
     from hvctl.__main__ import main
 
@@ -87,8 +88,10 @@ def _serve() -> None:
         importlib.import_module(module)
     from hvctl.cli.app import app
 
-    # Half of what a command does is to build the tree of all commands.
+    # A good part of what a command takes is to build the tree that it stands in.
     tree = typer.main.get_command(app)
+    assert isinstance(tree, TyperGroup)
+    assert list(tree.commands.values())
     typer.main.get_command = lambda _: tree
     for line in sys.stdin:
         asked = json.loads(line)
