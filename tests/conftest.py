@@ -14,6 +14,14 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("explore" if os.environ.get("HVCTL_EXPLORE") else "same")
 
+# The longest files, which would otherwise be what one process still runs when the others have nothing left.
+FIRST = ("test_reset_kills", "test_soak", "test_command_interrupt", "test_save_load", "test_command_life")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
+
 SCRUBBED = ("LIBVIRT_", "HVCTL_", "XDG_")
 
 
