@@ -271,6 +271,11 @@ class Machine(Protocol):
         """The answer to the greeting of this operation; DeadlineError without one."""
         ...
 
+    def tell(self, vm: Vm, line: str) -> bool:
+        """A line of ASCII, shorter than 512 bytes, for a guest that runs; whether somebody in it took it within a
+        second, and not what came of it. UnreachableError: the VM has no port for signs of life, or nobody reads it."""
+        ...
+
     def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
         """Its folder and its node for device state, while the guest runs. arm: a tracker is armed next."""
         ...

@@ -31,6 +31,7 @@ from hvctl.adapters.inside import Inside
 from hvctl.adapters.layers import Writer
 from hvctl.adapters.opened import Opened
 from hvctl.adapters.pages import PAGE, Pages
+from hvctl.adapters.pulse import tell
 from hvctl.adapters.qmp import Job
 from hvctl.adapters.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.adapters.tracking import RamTracking, known
@@ -133,6 +134,11 @@ class QemuMachine:
 
     def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest
         return self._greeting.await_life(seconds)
+
+    def tell(self, vm: Vm, line: str) -> bool:
+        if vm.pulse is None:
+            raise UnreachableError(f"{vm.name} has no port for signs of life.", f"hvctl vm adopt {vm.name}")
+        return tell(vm.pulse, line)
 
     # --- taking
 

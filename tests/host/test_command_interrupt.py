@@ -14,6 +14,7 @@ import pytest
 
 from host.outside import MIB, Guest, await_true
 from host.site import Site
+from hvctl.adapters import notice
 from hvctl.decide.interrupt import Ask
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
@@ -88,7 +89,11 @@ def test_one_goes_for_another_and_comes_back(site: Site) -> None:
         gave = 2 * SIZE - near.memory() - far.memory()
         assert gave == PREDICTED - (CAPACITY - 2 * SIZE - NEEDED)
         (gone,) = [o for o in report.outcomes if o.kind == "interrupt"]
-        assert next(s.facts for s in gone.steps if s.name == "notify_guest") == {"told": True, "ready": True}
+        assert next(s.facts for s in gone.steps if s.name == "notify_guest") == {
+            "told": True,
+            "by": ["line", "document"],
+            "ready": True,
+        }
 
         with small_host(site, later=HOUR + 1) as engine:
             back = comeback.due(engine)
@@ -102,6 +107,8 @@ def test_one_goes_for_another_and_comes_back(site: Site) -> None:
         assert (told["event"], told["how"]) == ("interruption", "save")
         assert "ci-9" in told["reason"]
         await_true(lambda: json.loads(goes.run("cat /run/hvctl/notice.json"))["event"] == "returned", "it is told")
+        words = json.loads(goes.run("cat /run/hvctl/notice.json"))
+        assert goes.run("cat /run/hvctl/notice.line").strip() == notice.line(words)
 
         with small_host(site, later=HOUR + 2) as engine:
             pool.release(engine, report.demand.id)

@@ -134,9 +134,32 @@ def test_neighbours_shrink_first_and_get_theirs_again(site: FakeSite) -> None:
         assert comeback.due(engine).outcomes == ()
 
 
+def test_a_guest_without_an_agent_hears_the_line_and_has_its_time(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.set_behaviour("spot", agent="absent")
+    with small(site, 512) as engine:
+        (done,) = interrupt.vms(engine, ["spot"], Rung.PAUSE, back=HOUR, grace=0.1, reason="for \u00e9 or\nnobody")
+        assert not any("not told" in w for w in done.warnings)
+        told = next(s.facts for s in done.steps if s.name == "notify_guest")
+        assert told == {"told": True, "by": ["line"], "ready": False}
+        assert site.world.vm("spot").heard == [
+            "notice interruption pause 1970-01-01T00:16:40Z 1970-01-01T01:16:40Z for ? or?nobody"
+        ]
+        comeback.resume(engine, ["spot"])
+        assert [line.split()[1] for line in site.world.vm("spot").heard] == ["interruption", "returned"]
+
+
+def test_a_guest_without_the_port_has_the_document_alone(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.unplug_pulse("spot")
+    with small(site, 512) as engine:
+        (done,) = interrupt.vms(engine, ["spot"], Rung.PAUSE, back=HOUR, grace=1.0, reason="a test")
+        assert next(s.facts for s in done.steps if s.name == "notify_guest")["by"] == ["document"]
+
+
 def test_a_guest_that_ignores_everything_is_ended(site: FakeSite) -> None:
     add(site, "spot")
-    site.world.set_behaviour("spot", ignores_shutdown=True, agent="silent")
+    site.world.set_behaviour("spot", ignores_shutdown=True, agent="silent", answers_pulse=False)
     with small(site, 512) as engine:
         (done,) = interrupt.vms(engine, ["spot"], Rung.SHUTDOWN, back=HOUR, grace=1.0, reason="a test")
         assert site.world.vm("spot").state is State.OFF

@@ -12,13 +12,14 @@ from hvctl.adapters.fake import inner, life
 from hvctl.adapters.fake.document import document
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, Prepared, World
-from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
+from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
 from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import State, Vm
 
 TOUCHED_BY_LOAD = 8
+KEPT_LINES = 20
 HALF = RAM_BYTES
 
 
@@ -62,6 +63,16 @@ class FakeMachine:
                 raise DeadlineError(f"the guest did not show a sign of life within {seconds:g} s.")
             inside.guest_time = world.clock if inside.told_time else None
             return Life(0.001, True, inside.told_time)
+
+    def tell(self, vm: Vm, line: str) -> bool:
+        with self._file.call("tell", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if vm.pulse is None:
+                raise UnreachableError(f"{vm.name} has no port for signs of life.")
+            if not inside.behaviour.answers_pulse or inside.state is not State.RUNNING:
+                return False
+            inside.heard = [*inside.heard, line][-KEPT_LINES:]
+            return True
 
     def binding(self, vm: Vm) -> Binding:
         with self._file.call("binding", vm.uuid, looks=True) as world:
