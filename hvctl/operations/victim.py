@@ -46,7 +46,7 @@ def interrupt_one(
         back_with = record.with_allocation(returning(seen, rung))
         away = Away(
             vm.uuid, vm.name, rung, seen.whole, goal.allocation, back_with, now, now + back, reason, seen.need.reason,
-            demand=None if demand is None else demand.id, returns=returns,
+            demand=None if demand is None else demand.id, returns=returns, predicted=seen.need.peaks,
         )  # fmt: skip
         snapshots = tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))
         plan = plan_away(vm, away, goal, seen.balloon, snapshots, grace=grace, margin=margin)

@@ -14,13 +14,20 @@ from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
 from hvctl.model.allocation import Change, Resources
 from hvctl.model.operation import Outcome
 from hvctl.model.pool import Held, Need, Rung
+from hvctl.model.sample import EventKind, Sample, VmEvent
 from hvctl.model.vm import State
-from hvctl.operations import comeback, interrupt, pool
+from hvctl.operations import comeback, interrupt, pool, restarts
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from hvctl.operations.journal import recover
+from unit.commandline import Run, runner
 from unit.enginehost import add_image, new_vm
 from unit.poolhost import HOUR, MIB, add, ask, gone, journal, reserved, saves, small
+
+
+@pytest.fixture
+def run(site: FakeSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(site, monkeypatch, capsys)
 
 
 def steps(outcome: Outcome) -> list[str]:
@@ -75,9 +82,10 @@ def test_the_owner_starts_inside_its_reservation_and_nobody_else(site: FakeSite)
 def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
     add(site, "spot", vcpus=2)
     with small(site, 2048) as engine:
-        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), f"seen {gap:g} s", known=True)
+        peaks = {"cpu": 2.5, "memory": 800.0}
+        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), f"seen {gap:g} s", known=True, peaks=peaks)
         interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
-        assert gone(engine)["spot"].forecast == "seen 60 s"
+        assert (gone(engine)["spot"].forecast, gone(engine)["spot"].predicted) == ("seen 60 s", peaks)
     with small(site, 2048, later=60.0) as engine:
         (back,) = comeback.due(engine).outcomes
         assert steps(back)[:3] == ["set_memory", "set_vcpus", "start"], "the definition, before it starts"
@@ -85,6 +93,33 @@ def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
         assert (now.allocation.vcpus, now.allocation.memory) == (3, 900 * MIB)
         assert now.record is not None
         assert now.record.allocation.memory == 900 * MIB
+
+
+def test_a_return_says_how_far_off_the_last_one_was(site: FakeSite, run: Run) -> None:
+    uuid = add(site, "spot")
+    with small(site, 2048) as engine:
+        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), "seen", known=True, peaks={"cpu": 2.0})
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=0.0, reason="a test")
+    with small(site, 2048, later=60.0) as engine:
+        (back,) = comeback.due(engine).outcomes
+        assert back.result["last_return"] == [], "nobody knows yet"
+        host, store = engine.facts.name, engine.store.samples
+        samples = [Sample(uuid, "spot", 1060 + n, 10.0, cpu=3.0) for n in range(10, 1810, 10)]
+        store.add(host, samples, [VmEvent(uuid, "spot", EventKind.START, 1060.0)])
+        said = restarts.learn(engine, 2861.0)
+        assert "; spot needed cpu 3.00 of 2.00 cores predicted in the first 30min after its return" in said
+        assert "5min" in said
+    with small(site, 2048, later=2000.0) as engine:
+        assert [(r["span"], r["ratio"]) for r in restarts.returns(engine)] == [(300, 1.5), (1800, 1.5)]
+        assert restarts.returns(engine, "another") == []
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=0.0, reason="a test")
+        (again,) = comeback.resume(engine, ["spot"]).outcomes
+        assert "after its last return it needed cpu 3.00 of 2.00 cores predicted" in again.reasons
+        assert [r["span"] for r in again.result["last_return"]] == [1800]
+    with small(site, 2048, later=restarts.COMPARED + 2000.0) as engine:
+        assert restarts.returns(engine) == [], "it is a week ago"
+    assert run("resume", "--returned", "--due").status == 2
+    assert run("resume", "--returned").out.split()[:2] == ["VM", "HOW"]
 
 
 def test_a_cpu_demand_pauses_and_memory_stays_held(site: FakeSite) -> None:
