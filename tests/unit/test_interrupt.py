@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from faults.command import FakeSite
 
 from hvctl.engine.faults import Faults
+from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
-from hvctl.model.allocation import Change, Resources
+from hvctl.model.allocation import Allocation, Change, DiskChange, Record, Resources
 from hvctl.model.operation import Outcome
-from hvctl.model.pool import Held, Need, Rung
+from hvctl.model.pool import Held, Limits, Need, Rung
 from hvctl.model.sample import EventKind, Sample, VmEvent
 from hvctl.model.vm import State
 from hvctl.operations import comeback, interrupt, pool, restarts
@@ -135,6 +137,59 @@ def test_a_cpu_demand_pauses_and_memory_stays_held(site: FakeSite) -> None:
         assert steps(back)[0] == "continue_guest"
         assert site.world.vm("spot").state is State.RUNNING
         assert engine.store.promise_of(engine.facts.name, uuid).resources == Resources(400, 512 * MIB)  # type: ignore[union-attr]
+
+
+def io(engine: Engine, uuid: str, *rates: float) -> None:
+    """Samples of the last seconds, the newest last."""
+    now = int(engine.clock())
+    samples = [Sample(uuid, uuid, now - 10 * n, 10.0, disk_reads=r, disk_writes=5.0) for n, r in enumerate(rates[::-1])]
+    engine.store.samples.add(engine.facts.name, samples, [])
+
+
+def limited(site: FakeSite, engine: Engine, name: str, limit: int, *rates: float, **record: Any) -> str:
+    uuid = site.world.add_vm(name, nics=0, record=Record(Allocation(1, 256 * MIB), interruptible=True, **record))
+    allocate(engine, name, Change(disks=(DiskChange(iops=limit),)))
+    io(engine, uuid, *rates)
+    return uuid
+
+
+def test_iops_that_are_not_used_go_by_a_squeeze_and_the_others_by_a_pause(site: FakeSite) -> None:
+    with small(site, 2048) as engine:
+        pool.set_limits(engine, Limits(iops_capacity=1000))
+        limited(site, engine, "busy", 500, 390.0, 395.0, priority=10)
+        idle = limited(site, engine, "idle", 400, 95.0, 35.0, priority=500)
+        used = {r["resource"]: r["used"] for r in pool.show(engine)}
+        assert used["iops"] == 400 + 40, "the newest sample of each"
+        report = interrupt.for_need(engine, ask(iops=300, owner="ci-9"))
+        assert report.demand is not None
+        assert (report.demand.state, report.demand.granted.iops) == (Held.HELD, 300)
+        assert [a.rung for a in gone(engine).values()] == [Rung.SQUEEZE], "100 were free"
+        assert site.world.vm("idle").allocation.disks[0].iops == 400 - 200
+        assert site.world.vm("idle").allocation.cpu_quota is None
+        with pytest.raises(RefusedError, match="cannot free iops 377 IOPS"):
+            interrupt.for_need(engine, ask(iops=376 + 1, owner="x", rungs=(Rung.SQUEEZE,)))
+        report = interrupt.for_need(engine, ask(iops=400, owner="ci-10"))
+        assert gone(engine)["busy"].rung is Rung.PAUSE, "it uses what it has"
+        assert site.world.vm("busy").state is State.PAUSED
+    with small(site, 2048, later=2 * HOUR) as engine:
+        assert comeback.due(engine).left == ()
+        assert site.world.vm("idle").allocation.disks[0].iops == 400
+        assert engine.store.promise_of(engine.facts.name, idle).resources.iops == 400  # type: ignore[union-attr]
+
+
+def test_reserved_iops_that_are_used_do_not_decay(site: FakeSite) -> None:
+    uuid = add(site, "a")
+    with small(site, 2048) as engine:
+        pool.set_limits(engine, Limits(iops_capacity=1000))
+        pool.reserve(engine, pool.Wanted("a", "", Resources(iops=400), 1000.0, None, half_life=10.0))
+    with small(site, 2048, later=1.0) as engine:
+        io(engine, uuid, 95.0)
+        pool.follow(engine)
+    with small(site, 2048, later=100.0) as engine:
+        (one,) = pool.reservations(engine)
+        assert 100 <= one["kept"]["iops"] < 110
+    with small(site, 2048, later=300.0) as engine:
+        assert {r["resource"]: r["used"] for r in pool.show(engine)}["iops"] is None, "no sample of now"
 
 
 def test_a_squeeze_takes_what_is_not_used_and_gives_it_back(site: FakeSite) -> None:
