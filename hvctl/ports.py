@@ -79,7 +79,9 @@ class Domains(Protocol):
 
     def set_cpu_weight(self, uuid: str, weight: int | None) -> None: ...
 
-    def balloon(self, uuid: str) -> Balloon: ...
+    def balloon(self, uuid: str) -> Balloon:
+        """Of a domain that is off, or has no balloon, what it has, and nothing is reported."""
+        ...
 
     def set_balloon(self, uuid: str, target: int) -> int:
         """Ask for `target` bytes and follow the driver until it is reached or stops moving; bytes then actual."""
