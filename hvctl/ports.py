@@ -8,7 +8,7 @@ the result is unknown, UnreachableError where nobody answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from hvctl.model.archive import Archive, Backing, Difference, Hardware, Placemen
 from hvctl.model.flows import Forgotten
 from hvctl.model.host import HostFacts
 from hvctl.model.meter import Reading
-from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Balloon, Nic, State, Vm, VmSpec
 
@@ -354,6 +354,14 @@ class Machine(Protocol):
     def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
         """Published snapshots (of one VM), oldest first; a corrupt manifest is skipped and is doctor's finding. hidden:
         also those that were deleted while others build on them, and the scratch ones of resets."""
+        ...
+
+    def stray_tags(self, vm: Vm) -> Sequence[StrayTag]:
+        """What snapshots left in the VM's disks whose RAM is gone, running or not; what cannot be seen is left out."""
+        ...
+
+    def drop_tags(self, vm: Vm, tags: Collection[str]) -> Sequence[StrayTag]:
+        """Remove those of these tags that are still stray; which they were."""
         ...
 
     def difference(self, one: Snapshot, other: Snapshot) -> Difference:

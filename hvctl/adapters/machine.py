@@ -7,7 +7,7 @@ and its disks any more. A process is opened at the first call of an operation, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from hvctl.adapters import (
     ramfile,
     snapshotfolder,
     snapshotlayers,
+    straytags,
 )
 from hvctl.adapters import pages as pg
 from hvctl.adapters.greeting import Greeting, quiet
@@ -39,7 +40,7 @@ from hvctl.adapters.urgency import urgent
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
-from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Vm
 from hvctl.settings import Settings
@@ -102,6 +103,12 @@ class QemuMachine:
 
     def _layers(self, uuid: str | None) -> list[Snapshot]:
         return sorted(snapshotfolder.published(self._root, uuid), key=lambda s: (s.created_at, s.id))
+
+    def stray_tags(self, vm: Vm) -> Sequence[StrayTag]:
+        return straytags.stray(self._root, self._opened, vm)
+
+    def drop_tags(self, vm: Vm, tags: Collection[str]) -> Sequence[StrayTag]:
+        return straytags.drop(self._root, self._opened, vm, frozenset(tags))
 
     # --- pausing
 

@@ -1,4 +1,5 @@
-"""Where two internal snapshots of one qcow2 image differ, read from its tables without opening it as an image.
+"""Where two internal snapshots of one qcow2 image differ, and what one of them holds alone, read from its tables
+without opening it as an image.
 
 The layout is QEMU's docs/interop/qcow2.txt. What belongs to a snapshot is written before the snapshot is, and never
 changes while it is there (but for the flag "copied", which is left out), so a QEMU may have the image open meanwhile.
@@ -50,7 +51,7 @@ class Image:
         self._fd = fd
         self._path = path
         header = _HEADER.unpack(self._read(0, _HEADER.size))
-        magic, version, self._backing, _, bits, self.size, _, _, _, _, _, count, at, features = header
+        magic, version, self._backing, _, bits, self.size, _, l1_size, l1_offset, _, _, count, at, features = header
         if magic != _MAGIC:
             raise RefusedError(f"{path} is not a qcow2 image.")
         if version < 3:
@@ -59,13 +60,31 @@ class Image:
             raise RefusedError(f"{path} is a qcow2 image of a kind that hvctl cannot compare.")
         self.cluster: int = 1 << bits
         self.snapshots = tuple(self._snapshots(at, count))
+        self._now = Tagged("", self.size, l1_offset, l1_size)
+
+    def places(self, name: str | None) -> Entries:
+        """Where the clusters of a snapshot are in the file (None: of the disk as it is now), sorted, and 0; compressed
+        ones are left out."""
+        entries = self._entries(self._now if name is None else self._tagged(name))
+        return np.unique(np.append(entries[~_is(entries, _COMPRESSED)] & _OFFSET, np.uint64(0)))
 
     def clusters(self, name: str) -> Entries:
         """For each cluster of the disk its entry: 0 is as in the image below, 1 is zeros, others name their place. The
         clusters of an image that has none below it are zeros where nothing was written."""
+        entries = self._entries(self._tagged(name))
+        zero = (entries & _ZERO).astype(bool) & ~_is(entries, _COMPRESSED)
+        if not self._backing:
+            zero |= entries == 0
+        entries[zero] = _ZERO
+        return entries
+
+    def _tagged(self, name: str) -> Tagged:
         tagged = next((s for s in self.snapshots if s.name == name), None)
         if tagged is None:
             raise RefusedError(f"{self._path} does not hold the snapshot {name}.", "hvctl snapshot list")
+        return tagged
+
+    def _entries(self, tagged: Tagged) -> Entries:
         tables = self._words(tagged.l1_offset, tagged.l1_size) & _OFFSET
         each = self.cluster // 8
         count = -(-tagged.size // self.cluster)
@@ -73,12 +92,7 @@ class Image:
         for n, offset in enumerate(tables[: -(-count // each)].tolist()):
             if offset:
                 entries[n * each : (n + 1) * each] = self._words(offset, each)
-        entries = entries[:count] & ~_COPIED
-        zero = (entries & _ZERO).astype(bool) & ~_is(entries, _COMPRESSED)
-        if not self._backing:
-            zero |= entries == 0
-        entries[zero] = _ZERO
-        return entries
+        return entries[:count] & ~_COPIED
 
     def same(self, one: int, other: int) -> bool:
         """Whether two different entries have the same content. One that cannot be told without the image below, or
@@ -145,3 +159,11 @@ def differing(image: Image, one: str, other: str) -> NDArray[np.int64]:
 def allocated(image: Image, name: str) -> int:
     """Bytes that the snapshot's own clusters take."""
     return int(np.count_nonzero(image.clusters(name) > _ZERO)) * image.cluster
+
+
+def held_alone(image: Image, name: str) -> int:
+    """Bytes of clusters that neither the disk as it is now nor another snapshot has. Of an image that a QEMU has open
+    about so many: where its disk is now may be newer in QEMU than in the file."""
+    rest = [image.places(None), *(image.places(s.name) for s in image.snapshots if s.name != name)]
+    alone = np.setdiff1d(image.places(name), np.concatenate(rest))
+    return int(alone.size) * image.cluster
