@@ -37,6 +37,7 @@ from hvctl.adapters.qmp import Job
 from hvctl.adapters.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.adapters.tracking import RamTracking, known
 from hvctl.adapters.urgency import urgent
+from hvctl.decide.reset import binding_difference
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
@@ -143,9 +144,7 @@ class QemuMachine:
         return self._greeting.await_life(seconds)
 
     def tell(self, vm: Vm, line: str) -> bool:
-        if vm.pulse is None:
-            raise UnreachableError(f"{vm.name} has no port for signs of life.", f"hvctl vm adopt {vm.name}")
-        return tell(vm.pulse, line)
+        return vm.pulse is not None and tell(vm.pulse, line)
 
     # --- taking
 
@@ -357,7 +356,7 @@ class QemuMachine:
         """The inside of a paused VM that the snapshot fits."""
         held = self._opened.inside(vm)
         held.refuse_unless_paused()
-        changed = _changed(snapshot.binding, held.binding)
+        changed = binding_difference(snapshot.binding, held.binding)
         if changed:
             raise RefusedError(
                 f"snapshot {snapshot.name} does not fit {vm.name} any more: {changed}.",
@@ -381,14 +380,6 @@ class QemuMachine:
         if self._writer is not None:
             self._writer[1].close()
         self._writer = None
-
-
-def _changed(then: Binding, now: Binding) -> str | None:
-    if then.process != now.process:
-        return "its QEMU process is another one"
-    old, new = {*then.devices, *then.blocks}, {*now.devices, *now.blocks}
-    words = [f"{w} is gone" for w in sorted(old - new)] + [f"{w} is new" for w in sorted(new - old)]
-    return ", ".join(words[:4]) or None
 
 
 def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
