@@ -32,6 +32,10 @@ _ZERO: Final = np.uint64(1)
 _HEADER: Final = struct.Struct(">IIQIIQIIQQIIQQ")
 _SNAPSHOT: Final = struct.Struct(">QIHHIIQII")
 _MOST_SNAPSHOTS: Final = 65536
+_MOST_READ: Final = 32 << 20  # QEMU's own limit of a first table
+_MOST_TABLES: Final = 4096  # 2 TiB that were written, of clusters of 64 KiB
+_MOST_HELD: Final = 256
+_MOST_PLACES: Final = 32 << 20  # of all snapshots together: 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,28 @@ class Image:
 
     def places(self, name: str | None) -> Entries:
         """Where the clusters of a snapshot are in the file (None: of the disk as it is now), sorted, and 0; compressed
-        ones are left out."""
-        entries = self._entries(self._now if name is None else self._tagged(name))
-        return np.unique(np.append(entries[~_is(entries, _COMPRESSED)] & _OFFSET, np.uint64(0)))
+        ones are left out. What it takes does not grow with the disk's size, which whoever wrote the file made up."""
+        tagged = self._now if name is None else self._tagged(name)
+        tables = np.unique(self._words(tagged.l1_offset, tagged.l1_size) & _OFFSET)
+        if tables.size > _MOST_TABLES:
+            raise RefusedError(f"the image {self._path} has too many tables to be looked at.")
+        each = self.cluster // 8
+        found = [self._words(offset, each) for offset in tables.tolist() if offset]
+        entries = np.concatenate([*found, np.zeros(1, np.uint64)])
+        return np.unique(entries[~_is(entries, _COMPRESSED)] & _OFFSET)
 
     def clusters(self, name: str) -> Entries:
         """For each cluster of the disk its entry: 0 is as in the image below, 1 is zeros, others name their place. The
         clusters of an image that has none below it are zeros where nothing was written."""
-        entries = self._entries(self._tagged(name))
+        tagged = self._tagged(name)
+        tables = self._words(tagged.l1_offset, tagged.l1_size) & _OFFSET
+        each = self.cluster // 8
+        count = -(-tagged.size // self.cluster)
+        entries = np.zeros(max(-(-count // each), 1) * each, np.uint64)
+        for n, offset in enumerate(tables[: -(-count // each)].tolist()):
+            if offset:
+                entries[n * each : (n + 1) * each] = self._words(offset, each)
+        entries = entries[:count] & ~_COPIED
         zero = (entries & _ZERO).astype(bool) & ~_is(entries, _COMPRESSED)
         if not self._backing:
             zero |= entries == 0
@@ -83,16 +101,6 @@ class Image:
         if tagged is None:
             raise RefusedError(f"{self._path} does not hold the snapshot {name}.", "hvctl snapshot list")
         return tagged
-
-    def _entries(self, tagged: Tagged) -> Entries:
-        tables = self._words(tagged.l1_offset, tagged.l1_size) & _OFFSET
-        each = self.cluster // 8
-        count = -(-tagged.size // self.cluster)
-        entries = np.zeros(max(-(-count // each), 1) * each, np.uint64)
-        for n, offset in enumerate(tables[: -(-count // each)].tolist()):
-            if offset:
-                entries[n * each : (n + 1) * each] = self._words(offset, each)
-        return entries[:count] & ~_COPIED
 
     def same(self, one: int, other: int) -> bool:
         """Whether two different entries have the same content. One that cannot be told without the image below, or
@@ -121,6 +129,8 @@ class Image:
         return np.frombuffer(self._read(offset, count * 8), ">u8").astype(np.uint64)
 
     def _read(self, offset: int, length: int) -> bytes:
+        if length > _MOST_READ:
+            raise RefusedError(f"the image {self._path} has a table of {length} bytes.")
         raw = os.pread(self._fd, length, offset)
         if len(raw) != length:
             raise RefusedError(f"the image {self._path} is damaged: it ends at {offset + len(raw)}.")
@@ -161,9 +171,15 @@ def allocated(image: Image, name: str) -> int:
     return int(np.count_nonzero(image.clusters(name) > _ZERO)) * image.cluster
 
 
-def held_alone(image: Image, name: str) -> int:
-    """Bytes of clusters that neither the disk as it is now nor another snapshot has. Of an image that a QEMU has open
-    about so many: where its disk is now may be newer in QEMU than in the file."""
-    rest = [image.places(None), *(image.places(s.name) for s in image.snapshots if s.name != name)]
-    alone = np.setdiff1d(image.places(name), np.concatenate(rest))
-    return int(alone.size) * image.cluster
+def held_alone(image: Image) -> dict[str, int]:
+    """Of each snapshot the bytes of clusters that neither the disk as it is now nor another one has. Of an image that a
+    QEMU has open about so many: where its disk is now may be newer in QEMU than in the file. RefusedError of an image
+    with more than a guest of hvctl ever has."""
+    places: dict[str, Entries] = {}
+    for tagged in image.snapshots:
+        places[tagged.name] = image.places(tagged.name)
+        if len(image.snapshots) > _MOST_HELD or sum(p.size for p in places.values()) > _MOST_PLACES:
+            raise RefusedError("the image has too many snapshots to be looked at.")
+    every, times = np.unique(np.concatenate([image.places(None), *places.values()]), return_counts=True)
+    once = every[times == 1]
+    return {name: int(np.intersect1d(own, once).size) * image.cluster for name, own in places.items()}

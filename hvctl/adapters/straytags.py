@@ -18,7 +18,7 @@ from hvctl.errors import HvctlError
 from hvctl.model.snapshot import StrayTag
 from hvctl.model.vm import Vm
 
-_TAG: Final = re.compile(r"hvctl-([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TAG: Final = re.compile(r"hvctl-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def stray(root: Path, opened: Opened, vm: Vm) -> list[StrayTag]:
@@ -28,21 +28,25 @@ def stray(root: Path, opened: Opened, vm: Vm) -> list[StrayTag]:
     for path in _overlays(vm):
         try:
             with qcow2.opened(path) as image:
-                for tagged in image.snapshots:
-                    if _TAG.fullmatch(tagged.name):
-                        found[tagged.name] = found.get(tagged.name, 0) + qcow2.held_alone(image, tagged.name)
+                if any(_TAG.fullmatch(s.name) for s in image.snapshots):
+                    for name, size in qcow2.held_alone(image).items():
+                        found[name] = found.get(name, 0) + size
         except HvctlError:
             continue
     folder = snapshotfolder.vm_folder(root, vm.uuid)
-    found = {tag: size for tag, size in found.items() if not (folder / tag.removeprefix("hvctl-")).exists()}
+    found = {
+        tag: size
+        for tag, size in found.items()
+        if _TAG.fullmatch(tag) and not (folder / tag.removeprefix("hvctl-")).exists()
+    }
     if found and vm.state.active:
         try:
             graph = opened.inside(vm).graph
         except HvctlError:
             return []
-        # The node of its device state lives as long as the process, wherever the file is or was.
+        # The node of its device state (hvctl- and 8 digits) lives as long as the process, wherever its file is or was.
         nodes = {n.name for n in graph.nodes} | graph.own
-        found = {tag: size for tag, size in found.items() if tag[: len("hvctl-") + 8] not in nodes}
+        found = {tag: size for tag, size in found.items() if tag[:14] not in nodes}
     return [StrayTag(tag, size) for tag, size in sorted(found.items())]
 
 
