@@ -3,12 +3,17 @@ words. Every microsecond after a reset is one in which the guest's random number
 
 Standard input is the port, for both directions; descriptor 3 is the random generator. It runs before everything else
 in the guest (SCHED_FIFO) and sleeps in read(2) until the host writes. Of what has arrived when a line ends only the
-last one counts: what is before it was written for another life of this guest. Only a broken port ends it.
+last one counts: what is before it was written for another life of this guest. A notice goes into a file,
+NOTICE, if its folder is there. Only a broken port ends it.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from hvctl.adapters.imageelf import program
+
+NOTICE: Final = "/run/hvctl/notice.line"
 
 # Stack: struct timespec at rsp (its first word serves as struct sched_param at the start), input at rsp + 24. A line
 # of 188 bytes at rbp: "life ", nonce 5..37, seconds 38..48, nanoseconds 49..58, entropy 59..187, newline. The answer
@@ -37,10 +42,10 @@ _CODE = (
     ("80 7c 1c 17 0a", "cmp byte [rsp + rbx + 23], '\\n'"),
     ("75 >more", "jne more"),
     ("81 fb bc 00 00 00", "cmp ebx, 188"),
-    ("72 >next", "jb next"),
+    ("0f 82 >>other", "jb other"),
     ("48 8d ac 1c 5c ff ff ff", "lea rbp, [rsp + rbx + 24 - 188]"),
     ("81 7d 00 6c 69 66 65", "cmp dword [rbp], 'life'"),
-    ("75 >next", "jne next"),
+    ("0f 85 >>other", "jne other"),
     ("48 8d 75 26", "lea rsi, [rbp + 38]"),
     ("b9 0a 00 00 00", "mov ecx, 10"),
     ("e8 >>number", "call number"),
@@ -98,6 +103,27 @@ _CODE = (
     ("b8 01 00 00 00", "mov eax, 1  ; write(2)"),
     ("0f 05", "syscall"),
     ("e9 >>next", "jmp next"),
+    ("other:", ""),
+    ("81 7c 24 19 6e 6f 74 69", "cmp dword [rsp + 25], 'noti'  ; behind the newline that it begins with"),
+    ("0f 85 >>next", "jne next"),
+    ("48 8d 3d >>text", "lea rdi, [text]"),
+    ("48 83 c7 14", "add rdi, 20  ; the path behind it"),
+    ("be 41 02 00 00", "mov esi, O_WRONLY | O_CREAT | O_TRUNC"),
+    ("ba a4 01 00 00", "mov edx, 0644"),
+    ("b8 02 00 00 00", "mov eax, 2  ; open(2)"),
+    ("0f 05", "syscall"),
+    ("85 c0", "test eax, eax"),
+    ("0f 88 >>next", "js next"),
+    ("41 89 c4", "mov r12d, eax"),
+    ("89 c7", "mov edi, eax"),
+    ("48 8d 74 24 19", "lea rsi, [rsp + 25]"),
+    ("8d 53 ff", "lea edx, [rbx - 1]"),
+    ("b8 01 00 00 00", "mov eax, 1  ; write(2)"),
+    ("0f 05", "syscall"),
+    ("44 89 e7", "mov edi, r12d"),
+    ("b8 03 00 00 00", "mov eax, 3  ; close(2)"),
+    ("0f 05", "syscall"),
+    ("e9 >>next", "jmp next"),
     ("fail:", ""),
     ("bf 01 00 00 00", "mov edi, 1"),
     ("b8 3c 00 00 00", "mov eax, 60  ; exit(2)"),
@@ -117,5 +143,6 @@ _CODE = (
 )
 
 
-def answer_program() -> bytes:
-    return program(_CODE, b" reseed=ok clock=ok\n")
+def answer_program(notice: str = NOTICE) -> bytes:
+    """notice: the file for the last one."""
+    return program(_CODE, b" reseed=ok clock=ok\n" + notice.encode() + b"\0")

@@ -11,6 +11,8 @@ from hvctl.adapters.sampletables import JOB_PAUSE, JOB_RUN
 from hvctl.model.job import JobPause, JobRun, RunState
 
 _EVERYTHING = ""
+_QUICK = 120.0
+"""Seconds from run to run of a job whose uneventful runs are folded."""
 _PAUSE = text("INSERT INTO job_pause (host, job, since, who) VALUES (:host, :job, :since, :who) ON CONFLICT DO NOTHING")
 
 
@@ -21,6 +23,8 @@ class JobRuns:
         self._database = database
 
     def record(self, host: str, run: JobRun) -> None:
+        """Of quick runs that were done and say the same again and again only the first and the last stay: a third one
+        takes the place of the second. What changes, fails or finds somebody else at it has a row of its own."""
         row = {
             "host": host,
             "job": run.job,
@@ -30,7 +34,12 @@ class JobRuns:
             "detail": run.detail,
             "who": run.by,
         }
+        mine = (JOB_RUN.c.host == host, JOB_RUN.c.job == run.job)
+        before = select(JOB_RUN).where(*mine).order_by(JOB_RUN.c.id.desc()).limit(2)
         with self._database.transaction(write=True) as connection:
+            last = [_run(row) for row in connection.execute(before)]
+            if run.state is RunState.DONE and len(last) == 2 and _again(last[0], run) and _again(*reversed(last)):
+                connection.execute(delete(JOB_RUN).where(JOB_RUN.c.id == last[0].id))
             connection.execute(insert(JOB_RUN), row)
 
     def history(self, host: str, job: str | None = None, limit: int = 50) -> list[JobRun]:
@@ -69,6 +78,12 @@ class JobRuns:
         query = select(JOB_PAUSE).where(JOB_PAUSE.c.host == host).order_by(JOB_PAUSE.c.job)
         with self._database.transaction(write=False) as connection:
             return [JobPause(row.job or None, row.since, row.who) for row in connection.execute(query)]
+
+
+def _again(before: JobRun, after: JobRun) -> bool:
+    """Whether nothing happened between two runs but time."""
+    same = (before.state, before.detail, before.by) == (after.state, after.detail, after.by)
+    return same and 0 <= after.started_at - before.started_at <= _QUICK
 
 
 def _run(row: Any) -> JobRun:

@@ -208,6 +208,9 @@ def balloon(domain: Any) -> Balloon:
     stats = domain.memoryStats()
     reported = stats.get("last_update", 0)
     if not reported:
+        parts = domainxml.read(domain.XMLDesc(0))
+        if not parts.has_balloon:
+            return Balloon(actual=parts.memory)
         # A domain that somebody else defined may never have been told to collect them.
         domain.setMemoryStatsPeriod(1, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 

@@ -7,7 +7,7 @@ and its disks any more. A process is opened at the first call of an operation, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from hvctl.adapters import (
     ramfile,
     snapshotfolder,
     snapshotlayers,
+    straytags,
 )
 from hvctl.adapters import pages as pg
 from hvctl.adapters.greeting import Greeting, quiet
@@ -31,14 +32,16 @@ from hvctl.adapters.inside import Inside
 from hvctl.adapters.layers import Writer
 from hvctl.adapters.opened import Opened
 from hvctl.adapters.pages import PAGE, Pages
+from hvctl.adapters.pulse import tell
 from hvctl.adapters.qmp import Job
 from hvctl.adapters.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.adapters.tracking import RamTracking, known
 from hvctl.adapters.urgency import urgent
+from hvctl.decide.reset import binding_difference
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
-from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Vm
 from hvctl.settings import Settings
@@ -102,6 +105,12 @@ class QemuMachine:
     def _layers(self, uuid: str | None) -> list[Snapshot]:
         return sorted(snapshotfolder.published(self._root, uuid), key=lambda s: (s.created_at, s.id))
 
+    def stray_tags(self, vm: Vm) -> Sequence[StrayTag]:
+        return straytags.stray(self._root, self._opened, vm)
+
+    def drop_tags(self, vm: Vm, tags: Collection[str]) -> Sequence[StrayTag]:
+        return straytags.drop(self._root, self._opened, vm, frozenset(tags))
+
     # --- pausing
 
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
@@ -133,6 +142,9 @@ class QemuMachine:
 
     def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest
         return self._greeting.await_life(seconds)
+
+    def tell(self, vm: Vm, line: str) -> bool:
+        return vm.pulse is not None and tell(vm.pulse, line)
 
     # --- taking
 
@@ -344,7 +356,7 @@ class QemuMachine:
         """The inside of a paused VM that the snapshot fits."""
         held = self._opened.inside(vm)
         held.refuse_unless_paused()
-        changed = _changed(snapshot.binding, held.binding)
+        changed = binding_difference(snapshot.binding, held.binding)
         if changed:
             raise RefusedError(
                 f"snapshot {snapshot.name} does not fit {vm.name} any more: {changed}.",
@@ -368,14 +380,6 @@ class QemuMachine:
         if self._writer is not None:
             self._writer[1].close()
         self._writer = None
-
-
-def _changed(then: Binding, now: Binding) -> str | None:
-    if then.process != now.process:
-        return "its QEMU process is another one"
-    old, new = {*then.devices, *then.blocks}, {*now.devices, *now.blocks}
-    words = [f"{w} is gone" for w in sorted(old - new)] + [f"{w} is new" for w in sorted(new - old)]
-    return ", ".join(words[:4]) or None
 
 
 def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""What a guest is told of its interruption, and how it says that it is ready: files in /run/hvctl, through its agent.
+"""What a guest is told of its interruption, and how it says that it is ready: files in /run/hvctl, through its agent,
+and a line for its sign-of-life port, which needs no agent.
 
 notice.json holds the notice; every program in /etc/hvctl/notice.d is run with its path. A guest that is ready makes the
 file `ready` there, and is not waited for any longer. What it says shortens the wait, and nothing else.
@@ -24,6 +25,13 @@ _DELIVER = (
 _READY = f"[ -e {FOLDER}/ready ]"
 _POLL = 0.5
 _MOST = 4096
+_REASON = 200
+
+
+def line(notice: Mapping[str, str]) -> str:
+    """The notice in one line of ASCII: event, how, the two times, and the reason, which may have blanks and be cut."""
+    reason = "".join(c if " " <= c <= "~" else "?" for c in notice["reason"])[:_REASON]
+    return " ".join(("notice", *(notice[word] for word in ("event", "how", "at", "returns")), reason))
 
 
 def deliver(call: guest.Call, notice: Mapping[str, str], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A guest's first sign of life after a reset, and fresh entropy for it, over a virtio port of its own.
+"""A guest's first sign of life after a reset, fresh entropy for it, and notices, over a virtio port of its own.
 
 The port's other side are two FIFOs, always connected, so that nothing flaps across a state load and nobody waits for
 nobody: QEMU holds both open, what the guest says beyond 64 KiB stays in the guest, and hvctl never blocks.
@@ -8,19 +8,24 @@ The words, each a line of ASCII with a newline before it too, since the line bef
     host    life NONCE SECONDS.NANOSECONDS ENTROPY
     guest   life NONCE
     guest   done NONCE reseed=ok|no clock=ok|no
+    host    notice EVENT HOW AT RETURNS REASON
 
 NONCE is 32 and ENTROPY 128 hexadecimal digits; the time is the host's (10 and 9 decimal digits, all 0: leave the clock
 alone). A nonce is used once: a guest that goes back to a snapshot may find lines from before it, or repeat an answer,
-and neither counts. The second line of the answer tells what became of entropy and time.
+and neither counts. The second line of the answer tells what became of entropy and time. A notice has no answer; its
+words are those of adapters.notice, and it is shorter than 512 bytes, which a guest may read at once.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import select
 import stat
+import struct
+import termios
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -34,6 +39,8 @@ NONCE: Final = 16  # bytes
 _MOST: Final = 1 << 20
 _LINE: Final = 128
 _DRAINED: Final = 1 << 20
+_TELL_SECONDS: Final = 1.0
+_TELL_POLL: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,26 @@ def discard(path: str) -> int:
     end = _fifo(ends(path)[1], os.O_RDONLY)
     try:
         return _drain(end)
+    finally:
+        os.close(end)
+
+
+def tell(path: str, words: str) -> bool:
+    """A line for a guest that runs; whether its port took it within a second. Else the guest does not listen, and may
+    find the line later. Nothing is taken from the FIFO, so that QEMU may look meanwhile.
+
+    UnreachableError: there is no such FIFO, no QEMU, or no room because nobody listens since long.
+    """
+    end = _fifo(ends(path)[0], os.O_WRONLY)
+    try:
+        _write(end, f"\n{words}\n".encode("ascii"))
+        until = time.monotonic() + _TELL_SECONDS
+        # A FIFO has no event for having been emptied.
+        while waiting := _waiting(end):
+            if time.monotonic() >= until:
+                break
+            time.sleep(_TELL_POLL)
+        return not waiting
     finally:
         os.close(end)
 
@@ -123,12 +150,7 @@ class Pulse:
         seconds, nanoseconds = divmod(time_ns or 0, 10**9)
         line = f"\nlife {nonce} {seconds:010}.{nanoseconds:09} {entropy.hex()}\n".encode()
         self._sent = time.monotonic()
-        try:
-            os.write(self._in, line)  # whole or not at all: it is shorter than PIPE_BUF
-        except BlockingIOError as e:
-            raise UnreachableError("the guest does not read its sign-of-life port.") from e
-        except BrokenPipeError as e:
-            raise UnreachableError("there is no QEMU at the other end of the sign-of-life port.") from e
+        _write(self._in, line)
 
     def await_life(self, nonce: str, seconds: float) -> float:
         """Seconds from `send` to the guest's answer to this very nonce; DeadlineError if there is none in `seconds`."""
@@ -185,6 +207,21 @@ def _fifo(path: str, mode: int) -> int:
         os.close(descriptor)
         raise HvctlError(f"{path} is not a FIFO.")
     return descriptor
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    try:
+        os.write(descriptor, line)  # whole or not at all: it is shorter than PIPE_BUF
+    except BlockingIOError as e:
+        raise UnreachableError("the guest does not read its sign-of-life port.") from e
+    except BrokenPipeError as e:
+        raise UnreachableError("there is no QEMU at the other end of the sign-of-life port.") from e
+
+
+def _waiting(descriptor: int) -> int:
+    """Bytes that lie in a FIFO."""
+    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def _drain(descriptor: int) -> int:

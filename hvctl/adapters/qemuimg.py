@@ -140,9 +140,10 @@ def list_internal_snapshots(path: Path) -> tuple[str, ...]:
 
 
 def delete_internal_snapshot(path: Path, name: str) -> None:
-    """Remove one snapshot of an image that no QEMU has open; absent already is fine."""
+    """Remove one snapshot of an image that no QEMU has open; absent already is fine. What only it had becomes a hole in
+    the file."""
     if name in list_internal_snapshots(path):
-        run_tool(["qemu-img", "snapshot", "-q", "-d", name, "--image-opts", _options(path, "qcow2")])
+        run_tool(["qemu-img", "snapshot", "-q", "-d", name, _json(_alone(path))])
 
 
 def apply_internal_snapshot(path: Path, name: str) -> None:
@@ -196,11 +197,6 @@ def compare(a: Path, a_format: str, b: Path, b_format: str) -> bool:
     """Whether two images show a guest the same bytes."""
     argv = ["qemu-img", "compare", "-q", "-U", "-f", _format(a_format), "-F", _format(b_format), _name(a), _name(b)]
     return run_tool(argv, accept=frozenset({0, 1})).returncode == 0
-
-
-def _options(path: Path, format: str) -> str:
-    # "qemu-img snapshot" has no -f; a comma in a file name is doubled in this syntax.
-    return f"driver={format},file.driver=file,file.filename={_name(path).replace(',', ',,')}"
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -221,9 +221,6 @@ class Store:
     def open_operations(self, host: str) -> tuple[Operation, ...]:
         return self.operations(host, state=OpState.OPEN)
 
-    def last_operation(self, host: str, vm_uuid: str) -> Operation | None:
-        return next(iter(self.operations(host, vm_uuid, limit=1)), None)
-
     # --- what is promised
 
     def ledger(self, host: str) -> Ledger:

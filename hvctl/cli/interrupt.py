@@ -16,7 +16,7 @@ from hvctl.cli.pool import in_words, need
 from hvctl.cli.render import Column
 from hvctl.errors import UsageError
 from hvctl.model.pool import Rung
-from hvctl.units import format_time, parse_duration, parse_moment
+from hvctl.units import format_duration, format_time, parse_duration, parse_moment
 
 Vms = Annotated[list[str] | None, typer.Argument(metavar="VM...", help="VMs by name or UUID.", autocompletion=vm_names)]
 LADDER = tuple(Rung)
@@ -91,15 +91,22 @@ def resume(
     context: typer.Context,
     vms: Vms = None,
     due: Annotated[bool, typer.Option("--due", help="Everybody whose time has come.")] = False,
+    returned: Annotated[
+        bool, typer.Option("--returned", help="List what those that are back needed, beside what was predicted.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Let VMs that were interrupted come back, with what was worked out for them; without a VM, list those away."""
-    if vms and due:
-        raise UsageError("name VMs, or --due.", "hvctl resume --due")
+    if bool(vms) + due + returned > 1:
+        raise UsageError("name VMs, or --due, or --returned.", "hvctl resume --due")
     from hvctl.operations import comeback as verbs
+    from hvctl.operations import restarts
 
     options = globals_of(context)
     with options.engine() as engine:
+        if returned:
+            render.rows(options, "returned", restarts.returns(engine), RETURNED)
+            return
         if not vms and not due:
             render.rows(options, "away", [codec.dump(a) for a in verbs.away(engine)], AWAY)
             return
@@ -121,6 +128,19 @@ AWAY = (
     Column("demand", "DEMAND"),
     Column("forecast", "FORECAST"),
     Column("reason", "REASON"),
+)
+
+
+RETURNED = (
+    Column("vm", "VM"),
+    Column("how", "HOW"),
+    Column("returned_at", "RETURNED", lambda v: format_time(v)),
+    Column("span", "FIRST", lambda v: format_duration(v)),
+    Column("resource", "RESOURCE"),
+    Column("predicted", "PREDICTED", lambda v: f"{v:.2f}"),
+    Column("needed", "NEEDED", lambda v: f"{v:.2f}"),
+    Column("unit", "UNIT"),
+    Column("ratio", "RATIO", lambda v: "-" if v is None else f"{v:.2f}"),
 )
 
 

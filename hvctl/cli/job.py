@@ -107,7 +107,7 @@ def history(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", autocompletion=_names)] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="How many, newest first.")] = 50,
 ) -> None:
-    """Show the runs of jobs, newest first."""
+    """Show the runs of jobs, newest first. Of quick ones that say the same again and again: the first and the last."""
     from hvctl.jobs.catalog import find
     from hvctl.operations import node
 

@@ -55,6 +55,8 @@ def show(context: typer.Context, vm: VmName) -> None:
 
 
 def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
+    from hvctl.operations.restarts import in_words
+
     after = data["after_interruption"]
     uptime = data["uptime_seconds"]
     lines = [
@@ -71,6 +73,9 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("interruptions", str(sum(e["kind"] == "interruption" for e in data["interruptions"]))),
         *(("", f"{format_time(e['at'])} {e['kind']} {e['detail']}".rstrip()) for e in data["interruptions"]),
     ]
+    for one in data["returns"]:
+        when = f"{format_time(one['returned_at'])}, first {format_duration(one['span'])}"
+        lines.append(("returned", f"{when}: {in_words([one])}"))
     if after["reason"] is not None:
         lines.append(("after one", after["reason"]))
     else:

@@ -1,4 +1,5 @@
-"""What VMs needed right after their starts: from their samples and what happened to them to restarts."""
+"""What VMs needed right after their starts: from their samples and what happened to them to restarts, and beside what
+was predicted for those that came back from an interruption."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from hvctl.model.restart import Restart
+from hvctl.model.pool import Away
+from hvctl.model.restart import ForecastError, Restart
 from hvctl.model.sample import DEMANDS, EventKind, Sample, VmEvent
 
 SPANS: Final = (300, 1800, 3600)
@@ -14,6 +16,8 @@ SPANS: Final = (300, 1800, 3600)
 HOUR: Final = 3600.0
 COVERED: Final = 0.5
 """The share of a span that samples must cover; of less nothing is said."""
+
+_SLACK: Final = 1.0  # seconds: a start is known to the second
 
 _ENDS: Final = (EventKind.STOP, EventKind.INTERRUPTION)
 
@@ -76,3 +80,20 @@ def restarts(
                 gap = None if off is None else at - off
                 found.append(Restart(uuid, images.get(uuid), at, gap, span, peaks(after), means(after), peaks(hour)))
     return found
+
+
+def forecast_errors(away: Away, record: Iterable[Restart]) -> list[ForecastError]:
+    """How far the forecast of a return was off, by span and resource, as far as that is known. Only a VM whose process
+    ended starts again: of one that was paused or squeezed nothing is said."""
+    if away.returned_at is None or not away.rung.ends_process:
+        return []
+    last = away.returned_at + _SLACK
+    mine = [r for r in record if r.vm_uuid == away.vm_uuid and away.out_at - _SLACK <= r.at <= last]
+    first = min((r.at for r in mine), default=None)
+    return [
+        ForecastError(resource, r.span, predicted, r.peak[resource])
+        for r in sorted(mine, key=lambda r: r.span)
+        if r.at == first
+        for resource, predicted in away.predicted.items()
+        if resource in r.peak
+    ]

@@ -33,6 +33,11 @@ def notice_of(away: Away, event: Event) -> Notice:
     return Notice(event, away.rung, format_time(away.out_at), format_time(away.return_at), away.reason)
 
 
+def _hears(vm: Vm) -> bool:
+    """Whether there is a way to tell its guest; that somebody listens is seen when it is told."""
+    return vm.has_agent or vm.pulse is not None
+
+
 def plan_away(
     vm: Vm,
     away: Away,
@@ -45,7 +50,7 @@ def plan_away(
 ) -> Plan | Refusal:
     """goal is what it is promised while it is away: less on the first rung, else what it had."""
     steps: list[Step] = []
-    if vm.has_agent and vm.state is State.RUNNING:
+    if _hears(vm) and vm.state is State.RUNNING:
         steps.append(NotifyGuest(vm.uuid, notice_of(away, Event.INTERRUPTION), grace))
     if away.rung is Rung.SQUEEZE:
         plan = plan_allocation(vm, _squeezed(vm, goal), goal, balloon, margin=margin)
@@ -106,7 +111,7 @@ def plan_return(vm: Vm, away: Away, snapshots: tuple[Snapshot, ...]) -> Plan | R
         return given
     if vm.record != away.goal:
         given = (*given, SetRecord(vm.uuid, away.goal))
-    if vm.has_agent:
+    if _hears(vm):
         given = (*given, NotifyGuest(vm.uuid, notice_of(away, Event.RETURNED)))
     return Plan(f"resume {vm.name}", (*steps, *given), (f"{away.rung} since {format_time(away.out_at)}", away.forecast))
 
@@ -137,14 +142,14 @@ def interrupt_answer(
         return Answer(OpState.UNDONE, _withdrawn(now, away), "it may not be interrupted any more")
     if away.rung is Rung.PAUSE and now.state is State.PAUSED:
         return Answer(OpState.DONE, (), "the VM is paused", goal_holds=True)
-    told = phase is not Phase.BEGUN or not now.has_agent or now.state is not State.RUNNING
+    told = phase is not Phase.BEGUN or not _hears(now) or now.state is not State.RUNNING
     notice = () if told else (NotifyGuest(uuid, notice_of(away, Event.INTERRUPTION), before.grace),)
     steps = (*notice, Enter(Phase.TOUCHING), *_going(uuid, away.rung, before.grace), *gone)
     return Answer(OpState.DONE, steps, "the interruption was done again", goal_holds=True)
 
 
 def _withdrawn(now: Vm, away: Away) -> tuple[Step, ...]:
-    return (NotifyGuest(now.uuid, notice_of(away, Event.WITHDRAWN)),) if now.has_agent else ()
+    return (NotifyGuest(now.uuid, notice_of(away, Event.WITHDRAWN)),) if _hears(now) else ()
 
 
 def _squeeze_answer(before: Before, away: Away, now: Vm, phase: Phase) -> Answer:

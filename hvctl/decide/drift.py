@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.operation import Operation
-from hvctl.model.snapshot import Snapshot
+from hvctl.model.snapshot import Snapshot, StrayTag
 from hvctl.model.vm import State, Vm
 from hvctl.units import format_rate, format_size
 
@@ -22,6 +22,7 @@ class Mend(StrEnum):
     RECORD = "record"
     FORGET = "forget"
     DROP_SNAPSHOTS = "drop-snapshots"
+    DROP_TAGS = "drop-tags"
     CLEAR_DEVICES = "clear-devices"
     RECOVER = "recover"
 
@@ -39,7 +40,8 @@ class Drift:
 class Facts:
     """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
     owner, state folders, snapshots, operations that are open though nobody holds their lock, and by VM the load of a
-    saved snapshot that ended without taking back or giving up the disks from before it."""
+    saved snapshot that ended without taking back or giving up the disks from before it, and what snapshots left in its
+    disks whose RAM is gone."""
 
     vms: Sequence[Vm]
     promised: Mapping[str, tuple[str, Record | None]]
@@ -48,12 +50,15 @@ class Facts:
     snapshots: Sequence[Snapshot]
     orphans: Sequence[Operation]
     kept: Mapping[str, str]
+    stray: Mapping[str, Sequence[StrayTag]]
 
 
 def drifts(facts: Facts) -> tuple[Drift, ...]:
-    """Everything that has come apart, in a stable order."""
+    """Everything that has come apart, in a stable order. A VM without a promise and without a folder here is that of
+    another database, which may be at it right now: whatever of it could be mended is that one's."""
     known = {vm.uuid: vm for vm in facts.vms}
-    found = [d for vm in facts.vms for d in _of_vm(vm, facts.promised.get(vm.uuid))]
+    own = {*facts.promised, *facts.folders}
+    found = [d for vm in facts.vms for d in _of_vm(vm, facts.promised.get(vm.uuid), vm.uuid in own)]
     for uuid, (name, _) in facts.promised.items():
         if uuid not in known:
             found.append(Drift(uuid, name, "promised, but libvirt does not list it", "hvctl doctor --fix", Mend.FORGET))
@@ -61,7 +66,7 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
         if uuid not in known:
             detail = f"traffic control of a VM that is not there: {', '.join(names)}"
             found.append(Drift(uuid, uuid, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
-        elif not known[uuid].state.active:
+        elif not known[uuid].state.active and uuid in own:
             detail = f"traffic control of a VM that is off: {', '.join(names)}"
             found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
     for uuid in facts.folders:
@@ -72,21 +77,25 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
         name = known[uuid].name if uuid in known else uuid
         detail = f"disks from before a load that was given up lie beside the VM's: *.{load}.old"
         found.append(Drift(uuid, name, detail, f"hvctl operation list, then decide which disks {name} keeps"))
+    for uuid, tags in facts.stray.items():
+        size = format_size(sum(t.bytes for t in tags))
+        detail = f"{len(tags)} snapshots whose RAM is gone are still in its disks and hold {size} there"
+        found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.DROP_TAGS))
     for operation in facts.orphans:
         detail = f"operation {operation.id} ({operation.kind}) is open and its owner is gone"
         found.append(Drift(operation.vm_uuid, operation.vm_name, detail, "hvctl recover", Mend.RECOVER))
     return tuple(found)
 
 
-def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None) -> list[Drift]:
+def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None, own: bool) -> list[Drift]:
     found: list[Drift] = []
     record = vm.record
     differing = _differences(record.allocation, vm.allocation) if record else []
-    if differing and vm.state in (State.RUNNING, State.PAUSED):
+    if differing and promise and vm.state in (State.RUNNING, State.PAUSED):
         detail = f"promised and in force differ: {'; '.join(differing)}"
         found.append(Drift(vm.uuid, vm.name, detail, "hvctl doctor --fix", Mend.REALLOCATE))
     stored = promise[1] if promise else None
-    if record is not None and stored != record:
+    if record is not None and stored != record and own:
         detail = (
             "the database and the domain's metadata promise different things"
             if stored

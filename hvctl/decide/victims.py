@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hvctl.decide.allocate import MIN_MEMORY, memory_floor
-from hvctl.model.allocation import Allocation, Record, Resources, resources
+from hvctl.model.allocation import Allocation, DiskLimit, Record, Resources, resources
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Need, Rung
 from hvctl.model.vm import Balloon, State, Vm
@@ -16,6 +16,9 @@ LADDER = tuple(Rung)
 MIB = 1 << 20
 SQUEEZED_CPU = 10
 """Percent of one CPU that a squeezed VM keeps: it stays reachable."""
+LEAST_IOPS = 10
+IOPS_HEADROOM = 4
+"""A squeezed VM keeps LEAST_IOPS, or what it uses and a quarter more."""
 SAVE_RATE = 100 * MIB
 """Bytes a second that a save or its return are taken for while nothing is known of them."""
 UNKNOWN_AGE = 86_400.0
@@ -46,7 +49,7 @@ def cost_of(weights: Weights) -> float:
 class Seen:
     """Everything known of one VM that matters for its interruption. age is seconds since its start or its last snapshot
     (None: nobody knows), restart the seconds that its returns took by rung, holds what it is promised or has, had what
-    it was promised before an interruption that lasts."""
+    it was promised before an interruption that lasts, iops the most requests per second of its newest samples."""
 
     vm: Vm
     holds: Resources
@@ -57,6 +60,7 @@ class Seen:
     snapshots: int = 0
     busy: bool = False
     had: Record | None = None
+    iops: int | None = None
 
     @property
     def record(self) -> Record:
@@ -88,9 +92,9 @@ def refusal_of(seen: Seen, owner: str, done: frozenset[str]) -> Refusal | None:
 
 
 def squeezed(seen: Seen, margin: int, lacking: Resources | None = None) -> Allocation:
-    """What a VM is left with on the first rung: memory that it uses and a margin, and a little of one CPU; more, where
-    less than that is lacking (None: all of it is). Its statistics can only keep it larger: what it does not report, it
-    is not asked for."""
+    """What a VM is left with on the first rung: memory that it uses and a margin, a little of one CPU, and the IOPS
+    that it uses and some; more, where less than that is lacking (None: all of it is). Its statistics can only keep it
+    larger: what it does not report, it is not asked for."""
     has = seen.record.allocation
     floor = memory_floor(seen.balloon, margin) if seen.balloon and seen.vm.has_balloon else None
     memory = has.memory
@@ -99,7 +103,19 @@ def squeezed(seen: Seen, margin: int, lacking: Resources | None = None) -> Alloc
         memory = min(has.memory, _whole(max(MIN_MEMORY, floor, has.memory - least)))
     quota, cpu = has.cpu_quota, resources(has).cpu
     low = SQUEEZED_CPU if lacking is None else max(SQUEEZED_CPU, cpu - lacking.cpu)
-    return replace(has, memory=memory, cpu_quota=low if low < cpu else quota)
+    return replace(has, memory=memory, cpu_quota=low if low < cpu else quota, disks=_slower(seen, lacking))
+
+
+def _slower(seen: Seen, lacking: Resources | None) -> tuple[DiskLimit, ...]:
+    """With less IOPS for its one disk that has a limit: of several nobody knows which of them uses what."""
+    disks = seen.record.allocation.disks
+    limits = [d.iops for d in disks if d.iops]
+    if seen.iops is None or len(limits) != 1:
+        return disks
+    (limit,) = limits
+    used = max(LEAST_IOPS, seen.iops + seen.iops // IOPS_HEADROOM)
+    low = min(limit, max(used, 0 if lacking is None else limit - lacking.iops))
+    return tuple(replace(d, iops=low) if d.iops else d for d in disks)
 
 
 def _whole(size: int) -> int:

@@ -40,17 +40,29 @@ def _notify(host: Host, step: a.NotifyGuest) -> Applied:
     """A guest that cannot be told is interrupted all the same, without a wait: nobody in it knows of one."""
     call = agent_call(host, step.uuid)
     told = {k: str(v) for k, v in asdict(step.notice).items()}
+    by = ["line"] if _line(host, step.uuid, told) else []
     try:
         notice.deliver(call, told, AGENT_SECONDS)
+        by.append("document")
     except HvctlError as e:
-        return Applied(warning=f"the guest was not told of its {step.notice.event}: {e.message}", facts={"told": False})
+        if not by:
+            warning = f"the guest was not told of its {step.notice.event}: {e.message}"
+            return Applied(warning=warning, facts={"told": False})
     inverse = None
     if step.notice.event is a.Event.INTERRUPTION:
         inverse = a.NotifyGuest(step.uuid, replace(step.notice, event=a.Event.WITHDRAWN))
     if step.seconds <= 0:
-        return Applied(inverse, facts={"told": True})
+        return Applied(inverse, facts={"told": True, "by": by})
     ready = notice.await_ready(call, step.seconds, AGENT_SECONDS)
-    return Applied(inverse, facts={"told": True, "ready": ready})
+    return Applied(inverse, facts={"told": True, "by": by, "ready": ready})
+
+
+def _line(host: Host, uuid: str, told: dict[str, str]) -> bool:
+    """Whether the guest took the line; a guest that cannot hear it may still have an agent."""
+    try:
+        return host.machine.tell(host.domains.get(uuid), notice.line(told))
+    except HvctlError:
+        return False
 
 
 def _save(host: Host, uuid: str) -> Applied:

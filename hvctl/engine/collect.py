@@ -30,7 +30,12 @@ MOST_KEPT = 100_000
 _FILE = "reading.json"
 _OVERLAP = 60.0
 _REASONS = 20
-_JOURNAL = {Kind.RESET: EventKind.RESET, Kind.SNAPSHOT_LOAD: EventKind.LOAD}
+_JOURNAL = {
+    Kind.RESET: EventKind.RESET,
+    Kind.SNAPSHOT_LOAD: EventKind.LOAD,
+    Kind.INTERRUPT: EventKind.INTERRUPTION,
+    Kind.RESUME: EventKind.RESTART,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class Collector:
         return counts
 
     def _journal(self, now: float) -> list[VmEvent]:
-        """Resets and loads that ended lately. The same may be found twice, and is stored once."""
+        """What ended lately and the journal alone tells. The same may be found twice, and is stored once."""
         since = datetime.fromtimestamp(min(self._journal_from, now) - _OVERLAP, UTC)
         closed = self._engine.store.closed_since(self._host, since.isoformat(timespec="microseconds")[:-6] + "Z")
         return [_event(o) for o in closed if o.kind in _JOURNAL and o.state is OpState.DONE]
@@ -131,5 +136,5 @@ class Collector:
 def _event(operation: Operation) -> VmEvent:
     assert operation.closed_at is not None
     at = datetime.fromisoformat(operation.closed_at).timestamp()
-    detail = str(operation.request.get("to", ""))
+    detail = str(operation.request.get("to", operation.request.get("rung", "")))
     return VmEvent(operation.vm_uuid, operation.vm_name, _JOURNAL[operation.kind], at, detail, operation.id)

@@ -89,7 +89,7 @@ class Expected:
             return promised
         made = next(iter(rolling.values()))
         reason = f"forecast of {format_time(made.made_at)}, quantile {made.quantile:g}: {'; '.join(words)}"
-        return Need(self._resources(vm, found, promised.resources), reason, known=True)
+        return Need(self._resources(vm, found, promised.resources), reason, known=True, peaks=found)
 
     def _read(self) -> None:
         now = self._engine.clock()

@@ -12,6 +12,7 @@ from hvctl.decide.admission import holders
 from hvctl.decide.interrupt import Facts
 from hvctl.decide.victims import Seen
 from hvctl.engine.handover import capacity
+from hvctl.engine.iops import lately
 from hvctl.engine.observe import observe_all
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import Ledger
@@ -33,9 +34,9 @@ def interruption_facts(engine: Engine, back: float) -> Facts:
     ledger = engine.store.ledger(engine.facts.name)
     held = holders(ledger, observed)
     past = engine.store.operations(engine.facts.name, state=OpState.DONE, limit=_REMEMBERED)
-    had = lasting(engine)
+    had, iops = lasting(engine), lately(engine)
     seen = tuple(
-        seen_of(engine, vm, back, held.get(vm.uuid, ("", Resources()))[1], ledger, past, had) for vm in observed
+        seen_of(engine, vm, back, held.get(vm.uuid, ("", Resources()))[1], ledger, past, had, iops) for vm in observed
     )
     return Facts(capacity(engine), held, ledger.reservations, seen, engine.settings.memory_margin, engine.clock())
 
@@ -48,6 +49,7 @@ def seen_of(
     ledger: Ledger,
     past: Sequence[Operation],
     had: Mapping[str, Record],
+    iops: Mapping[str, Sequence[int]],
 ) -> Seen:
     running = vm.state is State.RUNNING
     wanted = vm.record is not None and running and (vm.record.interruptible or not vm.protected)
@@ -61,6 +63,7 @@ def seen_of(
         restart=_restarts(mine),
         snapshots=len(engine.host.machine.snapshots(vm.uuid)) if wanted else 0,
         had=had.get(vm.uuid),
+        iops=max(iops[vm.uuid]) if vm.uuid in iops else None,
         busy=any(p.busy for p in ledger.promised if p.vm_uuid == vm.uuid),
     )
 

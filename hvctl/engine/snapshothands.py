@@ -67,6 +67,9 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
             found = _vm_or_none(host, snapshot.vm_uuid)
             machine.drop(found if found and found.state.active else None, snapshot)
             return Applied()
+        case p.DropTags(uuid, tags):
+            gone = machine.drop_tags(vm(uuid), tags)
+            return Applied(facts={"tags": len(gone), "bytes": sum(t.bytes for t in gone)})
         case p.RestoreRam(snapshot, tries, tracker):
             done = machine.restore_ram(vm(snapshot.vm_uuid), snapshot, tracker, after_load=tries > 1)
             facts: dict[str, Any] = {

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvctl.errors import UsageError
+from hvctl.model.sample import UNITS as UNITS
 
 F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
@@ -19,7 +20,6 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 STEP: Final = 300
 RESOURCES: Final = ("cpu", "memory", "disk", "network")
-UNITS: Final[Mapping[str, str]] = {"cpu": "cores", "memory": "MiB", "disk": "KB/s", "network": "Mbit/s", "iops": "1/s"}
 # Below this a demand is noise: it is added to both sides of every ratio, in the unit of the resource.
 FLOOR: Final[Mapping[str, float]] = {"cpu": 0.005, "memory": 4.0, "disk": 1.0, "network": 0.01, "iops": 0.1}
 

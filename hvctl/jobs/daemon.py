@@ -28,6 +28,7 @@ from hvctl.errors import HvctlError
 from hvctl.jobs.catalog import JOBS, Job, Node, pause_of, perform
 from hvctl.model.job import RunState
 from hvctl.settings import Settings
+from hvctl.units import format_time
 
 WATCH_SECONDS = 5.0
 JUMP = 2.0
@@ -40,7 +41,7 @@ def run(settings: Settings, say: Say, jobs: Mapping[str, Job] = JOBS, stop: thre
     """Until SIGTERM or SIGINT (or `stop`): then the jobs that run end, what is kept is written, and it returns.
     BusyError with the pid of another daemon of this host; UnreachableError if libvirt or the database is not there at
     the start (later that is a failed run of a job)."""
-    stop = stop or threading.Event()
+    stop, say = stop or threading.Event(), _stamped(say)
     logging.getLogger("apscheduler").addHandler(logging.NullHandler())
     with ExitStack() as opened:
         lock = opened.enter_context(node_lock(Path(settings.run_dir)))
@@ -52,6 +53,11 @@ def run(settings: Settings, say: Say, jobs: Mapping[str, Job] = JOBS, stop: thre
             daemon.watch(stop)
         finally:
             daemon.end()
+
+
+def _stamped(say: Say) -> Say:
+    """Each line with its time, RFC 3339 in UTC: a log outlives whoever watched it."""
+    return lambda text: say(f"{format_time(time.time())} {text}")
 
 
 def _listen(stop: threading.Event) -> Callable[[], None]:

@@ -225,6 +225,14 @@ class DropSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class DropTags:
+    """Out of the VM's disks, those that are still stray."""
+
+    uuid: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreRam:
     """Write every page of guest RAM that differs from the snapshot. tries counts the passes of one reset:
     the first makes RAM right for the state load, the second takes back what the load touched."""
@@ -351,8 +359,8 @@ Step = (
     Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
     | Pause | Resume | AwaitLife | PrepareSnapshot | ArmTracker | SaveState | CopyRam | PatchRam | PublishSnapshot
-    | DropSnapshot | RestoreRam | LoadState | Audit | CheckReleased | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk
-    | RestoreBalloon
+    | DropSnapshot | DropTags | RestoreRam | LoadState | Audit | CheckReleased
+    | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk | RestoreBalloon
     | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
     | ArchiveStep
     | AwayStep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -96,7 +97,7 @@ class Away:
     """A VM that was interrupted and is to come back at return_at, with `goal`, inside the reservation `returns`.
 
     demand: the reservation that it was interrupted for. had is what it was promised before, left what it is promised
-    meanwhile; forecast says where the goal comes from."""
+    meanwhile; forecast says where the goal comes from, predicted are the peaks that it goes by (Need.peaks)."""
 
     vm_uuid: str
     vm_name: str
@@ -112,6 +113,7 @@ class Away:
     demand: int | None = None
     returns: int | None = None
     returned_at: float | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a VM is predicted to need, and who says so; known: a forecast does, so that less may be enough."""
+    """What a VM is predicted to need, and who says so; known: a forecast does, so that less may be enough. peaks are
+    the predicted peaks themselves, by resource in the units of forecasts, without what is added to them."""
 
     resources: Resources
     reason: str
     known: bool = False
+    peaks: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""What a VM needed right after one of its starts: hvctl's own record of interruptions, which no trace holds."""
+"""What a VM needed right after one of its starts: hvctl's own record of interruptions, which no trace holds; and how
+far off was what had been predicted."""
 
 from __future__ import annotations
 
@@ -24,6 +25,22 @@ class Restart:
     peak: Mapping[str, float]
     mean: Mapping[str, float] = field(default_factory=dict)
     before: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastError:
+    """One resource in the first `span` seconds after a return, in the unit of Restart: the peak that was predicted when
+    the VM was interrupted, and the one that came."""
+
+    resource: str
+    span: int
+    predicted: float
+    needed: float
+
+    @property
+    def ratio(self) -> float | None:
+        """needed / predicted: above 1 it lacked; None where nothing was predicted to be needed."""
+        return self.needed / self.predicted if self.predicted > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

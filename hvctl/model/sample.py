@@ -82,8 +82,9 @@ DEMANDS: Final[Mapping[str, tuple[tuple[str, ...], float]]] = {
     "network": (("net_rx_bytes", "net_tx_bytes"), 8e-6),
     "iops": (("disk_reads", "disk_writes"), 1.0),
 }
-"""The resources of forecasts: the measures whose sum each is, and the factor to its unit (cores, MiB, KB/s, Mbit/s,
-1/s)."""
+"""The resources of forecasts: the measures whose sum each is, and the factor to its unit."""
+
+UNITS: Final[Mapping[str, str]] = {"cpu": "cores", "memory": "MiB", "disk": "KB/s", "network": "Mbit/s", "iops": "1/s"}
 
 STATISTICS = ("mean", "max", "p95")
 KEPT = ("count", "seconds", "vcpus", "memory")

@@ -31,6 +31,15 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class StrayTag:
+    """What is left in a VM's disks of a snapshot whose RAM is gone: the name of the internal snapshots, and the bytes
+    that they alone hold."""
+
+    tag: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One snapshot as its manifest tells.
 

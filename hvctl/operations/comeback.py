@@ -13,6 +13,7 @@ from hvctl.model.operation import Before, Kind, Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Away, Rung
 from hvctl.model.vm import Vm
+from hvctl.operations import restarts
 from hvctl.operations.demand import Progress, finish, restore_neighbours
 
 
@@ -89,7 +90,13 @@ def _one(engine: Engine, one: Away, dry_run: bool, key: str | None) -> Outcome:
         if isinstance(plan, Refusal):
             return plan
         before = Before(vm=vm, goal=back.goal, holds=True, away=back)
-        return Decision(plan, before, goal=back.goal, holds=True, result={"rung": one.rung.value, "away": one.id})
+        earlier = restarts.last_return(restarts.returns(engine, vm.uuid))
+        if earlier:
+            plan = replace(
+                plan, reasons=(*plan.reasons, f"after its last return it needed {restarts.in_words(earlier)}")
+            )
+        result = {"rung": one.rung.value, "away": one.id, "last_return": earlier}
+        return Decision(plan, before, goal=back.goal, holds=True, result=result)
 
     if dry_run:
         return engine.preview(Kind.RESUME, one.vm_uuid, one.vm_name, decide)

@@ -15,8 +15,8 @@ from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Record
 from hvctl.model.finding import Finding, degraded, ok
-from hvctl.model.operation import Before, Kind
-from hvctl.model.plan import ClearNics, DropSnapshot, Plan, Refusal, SetRecord, Step
+from hvctl.model.operation import Before, Kind, Phase
+from hvctl.model.plan import ClearNics, DropSnapshot, DropTags, Enter, Plan, Refusal, SetRecord, Step
 from hvctl.model.vm import State, Vm
 
 GONE_SECONDS = 10.0
@@ -30,15 +30,21 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     orphans = [o for o in opened if free(engine.settings.locks_dir, o.vm_uuid)]
     loading = {o.vm_uuid for o in opened}
     kept = {u: load for u in folders if u not in loading and (load := host.storage.kept_disks(u))}
+    vms = observe_all(host, guest=True)
+    # What is being made of another database's VM nobody here knows.
+    own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in loading]
+    stray = {vm.uuid: tags for vm in own if (tags := host.machine.stray_tags(vm))}
+    host.machine.release()
     return drifts(
         Facts(
-            observe_all(host, guest=True),
+            vms,
             promised,
             host.network.owners(),
             folders,
             tuple(host.machine.snapshots()),
             orphans,
             kept,
+            stray,
         )
     )
 
@@ -103,6 +109,8 @@ def _mend(engine: Engine, drift: Drift, gone: bool) -> None:
                 lambda vm: _dropped(engine, uuid, name, vm),
                 new=name if gone else "",
             )
+        case Mend.DROP_TAGS:
+            engine.change(Kind.SNAPSHOT_DELETE, uuid, request, lambda vm: _untagged(engine, vm))
         case Mend.FORGET:
             return
         case _:
@@ -140,3 +148,11 @@ def _dropped(engine: Engine, uuid: str, name: str, vm: Vm | None) -> Decision | 
     process = vm.process if vm else None
     stale = [s for s in reversed(engine.host.machine.snapshots(uuid, hidden=True)) if s.binding.process != process]
     return Decision(Plan(f"drop stale snapshots of {name}", tuple(DropSnapshot(s) for s in stale)), Before(vm=vm))
+
+
+def _untagged(engine: Engine, vm: Vm | None) -> Decision | Refusal:
+    if vm is None:
+        return Refusal("the VM is not there any more.")
+    tags = tuple(t.tag for t in engine.host.machine.stray_tags(vm))
+    steps = (Enter(Phase.TOUCHING), DropTags(vm.uuid, tags)) if tags else ()
+    return Decision(Plan(f"drop tags of lost snapshots of {vm.name}", steps), Before(vm=vm))

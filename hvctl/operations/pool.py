@@ -9,6 +9,7 @@ from hvctl.decide.admission import FORMAT, holders
 from hvctl.decide.pool import lines, used_by
 from hvctl.decide.reservations import hit_rates, in_force, settled
 from hvctl.engine.handover import capacity, limited, room_for
+from hvctl.engine.iops import lately
 from hvctl.engine.observe import observe_all
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError, UsageError
@@ -31,17 +32,17 @@ def show(engine: Engine) -> list[dict[str, Any]]:
     needs = [engine.needs(vm, 0.0) for vm in vms if vm.state.active]
     forecast = sum((n.resources for n in needs), Resources())
     settings = limited(engine.settings, engine.store.pool.limits(engine.facts.name))
-    known = {n for use in used.values() for n in ("cpu", "memory", "network") if use.get(n) is not None}
+    known = {n for use in used.values() for n in use if use[n] is not None}
     totals = {n: sum(use.get(n) or 0 for use in used.values()) for n in known}
     return [asdict(line) for line in lines(engine.facts, settings, held, ledger, totals, forecast, engine.clock())]
 
 
 def observed_use(engine: Engine, vms: tuple[Vm, ...]) -> dict[str, dict[str, int | None]]:
-    """By uuid, of what runs: CPU and network as the kernel counts them, memory as the guest reports it. A guest that
-    does not report is taken to use all that it has; IOPS nobody counts here."""
+    """By uuid, of what runs: CPU and network as the kernel counts them, memory as the guest reports it, IOPS as in the
+    newest sample (None without one). A guest that does not report is taken to use all that it has."""
     from hvctl.adapters.hostuse import uses
 
-    counted = uses(vms)
+    counted, iops = uses(vms), lately(engine)
     found: dict[str, dict[str, int | None]] = {}
     for vm in vms:
         if not vm.state.active:
@@ -49,7 +50,12 @@ def observed_use(engine: Engine, vms: tuple[Vm, ...]) -> dict[str, dict[str, int
         balloon = engine.host.domains.balloon(vm.uuid)
         memory = balloon.actual - (balloon.usable or 0) if balloon.reported else balloon.actual
         use = counted.get(vm.uuid)
-        found[vm.uuid] = {"cpu": use.cpu if use else None, "memory": memory, "network": use.network if use else None}
+        found[vm.uuid] = {
+            "cpu": use.cpu if use else None,
+            "memory": memory,
+            "network": use.network if use else None,
+            "iops": iops[vm.uuid][-1] if vm.uuid in iops else None,
+        }
     return found
 
 
@@ -165,6 +171,4 @@ def follow(engine: Engine) -> tuple[tuple[Vm, ...], dict[str, dict[str, int | No
 
 
 def _resources(used: dict[str, dict[str, int | None]]) -> dict[str, Resources]:
-    return {
-        u: Resources(use.get("cpu") or 0, use.get("memory") or 0, use.get("network") or 0) for u, use in used.items()
-    }
+    return {u: Resources(**{name: value or 0 for name, value in use.items()}) for u, use in used.items()}

@@ -1,5 +1,5 @@
-"""profile show: how a VM behaves, as one document, put together from the record of the node, its events, and what it is
-forecast to need after an interruption."""
+"""profile show: how a VM behaves, as one document, put together from the record of the node, its events, what it needed
+after its returns beside what was predicted, and what it is forecast to need after the next interruption."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError
 from hvctl.model.sample import DEMANDS, EventKind
 from hvctl.model.vm import Vm
+from hvctl.operations import restarts
 from hvctl.operations.forecast import GAP, Question, forecast_vm, found_vm
 from hvctl.operations.series import WEEK
 
@@ -48,6 +49,7 @@ def show(engine: Engine, ref: str) -> dict[str, Any]:
         "uptime_seconds": latest.uptime if latest is not None and running else None,
         "connections": latest.connections if latest is not None and running else None,
         "interruptions": _events(engine, uuid),
+        "returns": restarts.returns(engine, uuid),
         "after_interruption": _after(engine, ref),
         "updated_at": max(moments, default=None),
     }

@@ -9,6 +9,7 @@ from hvctl.decide.away import plan_away
 from hvctl.decide.returning import returning
 from hvctl.decide.victims import Seen, refusal_of, squeezed
 from hvctl.engine.facts import lasting, seen_of
+from hvctl.engine.iops import lately
 from hvctl.engine.operate import Decision, Engine
 from hvctl.model.allocation import Resources
 from hvctl.model.operation import Before, Kind, Outcome
@@ -46,7 +47,7 @@ def interrupt_one(
         back_with = record.with_allocation(returning(seen, rung))
         away = Away(
             vm.uuid, vm.name, rung, seen.whole, goal.allocation, back_with, now, now + back, reason, seen.need.reason,
-            demand=None if demand is None else demand.id, returns=returns,
+            demand=None if demand is None else demand.id, returns=returns, predicted=seen.need.peaks,
         )  # fmt: skip
         snapshots = tuple(reversed(engine.host.machine.snapshots(vm.uuid, hidden=True)))
         plan = plan_away(vm, away, goal, seen.balloon, snapshots, grace=grace, margin=margin)
@@ -67,4 +68,4 @@ def interrupt_one(
 def _seen(engine: Engine, vm: Vm, back: float) -> Seen:
     ledger = engine.store.ledger(engine.facts.name)
     holds = holders(ledger, [vm]).get(vm.uuid, ("", Resources()))[1]
-    return seen_of(engine, vm, back, holds, ledger, (), lasting(engine))
+    return seen_of(engine, vm, back, holds, ledger, (), lasting(engine), lately(engine, [vm.uuid]))

@@ -359,6 +359,15 @@ def test_a_guest_that_is_greeted_answers_reseeded_and_with_the_time(host: Host, 
     machine.release()
 
 
+def test_a_line_is_for_a_guest_that_runs_and_costs_no_greeting(host: Host, running: str) -> None:
+    machine, vm = host.machine, host.domains.get(running)
+    assert machine.tell(vm, "notice withdrawn save 2026-01-01T00:00:00Z 2026-01-01T01:00:00Z a test")
+    assert not machine.tell(replace(vm, pulse=None), "notice")
+    machine.pause(vm)
+    machine.resume(vm, greet=True)
+    assert machine.await_life(vm, 30.0).reseeded
+
+
 def test_getting_ready_changes_nothing_and_refuses_what_does_not_fit(
     host: Host, outside: Outside, running: str, snapshot: Snapshot
 ) -> None:

@@ -179,6 +179,32 @@ def test_runs_of_jobs(store: Store) -> None:
     assert store.jobs.last(OTHER)["x"].state is RunState.FAILED
 
 
+def test_quick_runs_that_say_the_same_are_folded(store: Store) -> None:
+    """All but the first and the last; what changed or failed has a row of its own, and so has what is rare."""
+
+    def ran(at: float, detail: str = "nothing", state: RunState = RunState.DONE, by: str = "daemon") -> None:
+        store.jobs.record(HOST, JobRun("x", at, 0.5, state, detail, by))
+
+    for at in range(0, 100, 10):
+        ran(float(at))
+        store.jobs.record(HOST, JobRun("y", float(at), 0.5, RunState.DONE, f"run {at}", "daemon"))
+    assert [r.started_at for r in store.jobs.history(HOST, "x")] == [90.0, 0.0]
+    assert len(store.jobs.history(HOST, "y")) == 10
+    ran(100.0, "1 done")
+    for at in (110.0, 120.0, 130.0):
+        ran(at, "failed", RunState.FAILED)
+    for at in (140.0, 150.0, 160.0):
+        ran(at)
+    ran(170.0, by="ann")
+    assert [r.started_at for r in store.jobs.history(HOST, "x")] == [
+        170.0, 160.0, 140.0, 130.0, 120.0, 110.0, 100.0, 90.0, 0.0,
+    ]  # fmt: skip
+    for at in (1000.0, 1300.0, 1600.0):
+        ran(at)
+    assert len(store.jobs.history(HOST, "x")) == 12
+    assert store.jobs.last(HOST)["x"].started_at == 1600.0
+
+
 def test_pauses(store: Store) -> None:
     store.jobs.pause(HOST, None, "ann", 1.0)
     store.jobs.pause(HOST, "collect", "bob", 2.0)

@@ -96,7 +96,6 @@ def test_what_is_not_there(store: Store) -> None:
         store.operation(7)
     with pytest.raises(NotFoundError):
         store.close_operation(7, OpState.DONE)
-    assert store.last_operation(HOST, "uuid-web") is None
     assert store.promise_of(HOST, "uuid-web") is None
     assert store.record_of(HOST, "uuid-web") is None
     assert store.ledger(HOST) == Ledger()
@@ -130,7 +129,7 @@ def test_lists_are_newest_first_and_filtered(store: Store) -> None:
     assert [o.id for o in store.operations(vm_uuid="uuid-web", state=OpState.OPEN)] == [elsewhere.id, two.id]
     assert store.operations(HOST, vm_name="db") == (three,)
     assert store.open_operations(HOST) == (three, two)
-    assert store.last_operation(HOST, "uuid-web") == two
+    assert store.operations(HOST, "uuid-web", limit=1) == (two,)
 
 
 # --- exclusion

@@ -709,3 +709,22 @@ def test_a_demand_is_carried_on_by_whoever_comes_next(tmp_path: Path, point: str
     assert case.happened(site)
     assert_contract(site)
     assert len([o for o in site.json("operation", "list")["operations"] if o["kind"] == "interrupt"]) == 1
+
+
+@pytest.mark.parametrize("point", ["row:after", "touching:after", "drop_tags:before", "drop_tags:after"])
+def test_a_killed_removal_of_stray_tags_is_done_again(tmp_path: Path, command: Loaded, point: str) -> None:
+    site = LoadedSite(tmp_path, command=command)
+    _taken(site)
+    site.world.reboot_host()
+    mend = ("doctor", "--probe", "drift", "--fix")
+
+    def tags() -> list[str]:
+        vm = site.world.vm("a")
+        return [t for d in vm.disks for t in site.world.read().files[str(d.path)].tags]
+
+    assert tags() != []
+    assert site.run(*mend, fault=f"snapshot-delete:{point}=kill").returncode == -9
+    recovered(site)
+    assert site.run(*mend).returncode == 0
+    assert tags() == []
+    assert_contract(site)

@@ -33,20 +33,23 @@ _DOMAIN = """
     <interface type='bridge'><source bridge='{bridge}'/><model type='virtio'/></interface>
     <serial type='pty'/>
     <video><model type='none'/></video>
+    <memballoon model='{balloon}'/>
   </devices>
 </domain>
 """
 
 
 @contextmanager
-def foreign(site: Site, boots: bool = True) -> Iterator[Guest]:
+def foreign(site: Site, boots: bool = True, balloon: str = "virtio") -> Iterator[Guest]:
     """Defined, not started. One that does not boot has no kernel: its balloon's driver never comes."""
     name, identity = site.name(), str(uuid.uuid4())
     disk = Path(site.settings.state_dir, f"{name}.qcow2")
     image = imagestore.find(site.settings, "micro")
     boot = f"<kernel>{image.kernel}</kernel><initrd>{image.initrd}</initrd><cmdline>{image.cmdline}</cmdline>"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "64M"], check=True)
-    xml = _DOMAIN.format(name=name, uuid=identity, boot=boot if boots else "", disk=disk, bridge=site.bridge)
+    xml = _DOMAIN.format(
+        name=name, uuid=identity, boot=boot if boots else "", disk=disk, bridge=site.bridge, balloon=balloon
+    )
     virsh("define", "/dev/stdin", stdin=xml)
     guest = Guest(name, identity)
     try:

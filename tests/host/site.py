@@ -140,8 +140,7 @@ class Site:
         """Everything on the host that belongs to this site now, apart from the journal's closed rows."""
         here = list(domains(self.prefix))
         running = [g for g in here if g.state in ("running", "paused")]
-        # A doctor of this site may have mended a VM of another one that runs beside it.
-        ours = self.journal("select distinct vm_uuid from operation where vm_name like ?", f"{self.prefix}%")
+        ours = self.journal("select distinct vm_uuid from operation")
         locks = list(self.settings.locks_dir.glob("*.lock"))
         return {
             "domains": {g.name: g.state for g in here},

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from host.foreign import foreign
 from host.outside import MIB, Guest, await_true, ifbs, virsh
 from host.site import Site
+from hvctl.decide.drift import Mend
+from hvctl.engine.operate import Engine
+from hvctl.engine.runtime import open_engine
+from hvctl.operations import doctor
+from hvctl.operations import snapshot as snapshots
+from hvctl.operations import vm as vms
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
 
@@ -92,3 +99,38 @@ def test_what_belongs_to_a_vm_that_is_gone_goes(site: Site) -> None:
     assert ifbs(guest.uuid) == []
     shutil.rmtree(folder)
     assert drift(site, guest) == []
+
+
+def test_tags_of_snapshots_that_went_with_the_host_are_removed(site: Site, vm: Guest) -> None:
+    """Their folders are on a tmpfs, their tags in the disks are not: removed in a QEMU that runs, and in files."""
+    (overlay,) = vm.overlays()
+    kept_in = site.settings.snapshots_dir / vm.uuid
+
+    def checked(engine: Engine, count: int) -> None:
+        found = [d for d in doctor.look(engine) if d.vm_uuid == vm.uuid and d.mend is Mend.DROP_TAGS]
+        assert [d.detail.split(" whose RAM is gone")[0] for d in found] == [f"{count} snapshots"]
+        doctor.fix(engine, found, pytest.fail)
+        assert Mend.DROP_TAGS not in {d.mend for d in doctor.look(engine) if d.vm_uuid == vm.uuid}
+
+    with open_engine(replace(site.settings, cpu_overcommit=1000.0, memory_overcommit=1000.0)) as engine:
+        for name in ("one", "two"):
+            vm.run("dd if=/dev/urandom of=/data/work bs=64k count=48; sync")
+            snapshots.take(engine, vm.name, name)
+        assert Mend.DROP_TAGS not in {d.mend for d in doctor.look(engine)}
+        virsh("destroy", vm.uuid)
+        shutil.rmtree(kept_in)
+        vms.start(engine, vm.name)
+        kept = snapshots.take(engine, vm.name, "kept")
+        assert (kept.state, len(vm.tags())) == ("done", 3)
+        checked(engine, 2)
+        assert len(vm.tags()) == 1
+
+        virsh("destroy", vm.uuid)
+        shutil.rmtree(kept_in)
+        size = overlay.stat().st_blocks
+        assert len(vm.stored_tags()) == 1
+        checked(engine, 1)
+        assert vm.stored_tags() == []
+        assert overlay.stat().st_blocks <= size
+        subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(overlay)], check=True)
+        vms.start(engine, vm.name)

@@ -4,23 +4,34 @@ comes back with what was worked out for it; its neighbours give it room, and get
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from host.outside import MIB, Guest, await_true
+import hvctl
+from host.foreign import foreign
+from host.outside import MIB, Guest, await_true, virsh
 from host.site import Site
+from host.test_prepare import ROOM
+from hvctl.adapters import notice
 from hvctl.decide.interrupt import Ask
+from hvctl.decide.victims import LADDER
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
-from hvctl.model.allocation import Resources
+from hvctl.model.allocation import Change, Resources
 from hvctl.model.pool import Held, Need, Rung
 from hvctl.model.vm import Vm
 from hvctl.operations import comeback, interrupt, pool
+from hvctl.operations import vm as vms
+from hvctl.operations.allocate import allocate
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
 
@@ -29,6 +40,10 @@ CAPACITY = 3 * SIZE + 120 * MIB
 NEEDED = 200 * MIB
 PREDICTED = 352 * MIB
 HOUR = 3600.0
+OWN_LIBVIRTD = (
+    *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", ROOM, "room"),
+    sys.executable,
+)
 HOOK = """mkdir -p /etc/hvctl/notice.d
 printf '#!/bin/sh\\n[ -e /run/seen ] || cp "$1" /run/seen\\ntouch /run/hvctl/ready\\n' > /etc/hvctl/notice.d/seen
 chmod 755 /etc/hvctl/notice.d/seen"""
@@ -88,7 +103,11 @@ def test_one_goes_for_another_and_comes_back(site: Site) -> None:
         gave = 2 * SIZE - near.memory() - far.memory()
         assert gave == PREDICTED - (CAPACITY - 2 * SIZE - NEEDED)
         (gone,) = [o for o in report.outcomes if o.kind == "interrupt"]
-        assert next(s.facts for s in gone.steps if s.name == "notify_guest") == {"told": True, "ready": True}
+        assert next(s.facts for s in gone.steps if s.name == "notify_guest") == {
+            "told": True,
+            "by": ["line", "document"],
+            "ready": True,
+        }
 
         with small_host(site, later=HOUR + 1) as engine:
             back = comeback.due(engine)
@@ -102,6 +121,8 @@ def test_one_goes_for_another_and_comes_back(site: Site) -> None:
         assert (told["event"], told["how"]) == ("interruption", "save")
         assert "ci-9" in told["reason"]
         await_true(lambda: json.loads(goes.run("cat /run/hvctl/notice.json"))["event"] == "returned", "it is told")
+        words = json.loads(goes.run("cat /run/hvctl/notice.json"))
+        assert goes.run("cat /run/hvctl/notice.line").strip() == notice.line(words)
 
         with small_host(site, later=HOUR + 2) as engine:
             pool.release(engine, report.demand.id)
@@ -124,6 +145,61 @@ def test_an_interruption_that_was_killed_is_done_again(site: Site, vm: Guest, po
     site.ok("resume", vm.name)
     assert vm.marks() == (point.replace(":", "-"),) * 2
     site.ok("vm", "set", vm.name, "--no-interruptible")
+
+
+def test_a_guest_that_ignores_the_notice_has_its_grace_and_goes(site: Site, vm: Guest) -> None:
+    with small_host(site) as engine:
+        vms.configure(engine, vm.name, interruptible=True)
+        (done,) = interrupt.vms(engine, [vm.name], Rung.PAUSE, back=HOUR, grace=2.0, reason="a test")
+        told = next(s for s in done.steps if s.name == "notify_guest")
+        assert told.facts == {"told": True, "by": ["line", "document"], "ready": False}
+        assert told.seconds >= 2
+        assert vm.state == "paused"
+        comeback.resume(engine, [vm.name])
+        vms.configure(engine, vm.name, interruptible=False)
+
+
+def test_a_guest_without_a_balloon_is_shrunk_by_nothing_and_saved(site: Site) -> None:
+    """One without a kernel, too, that no power button ends."""
+    with foreign(site, boots=False, balloon="none") as guest, small_host(site) as engine:
+        virsh("start", guest.uuid)
+        allocate(engine, guest.name, Change(cpu_weight=90))
+        vms.configure(engine, guest.name, interruptible=True)
+        free = next(r["free"] for r in pool.show(engine) if r["resource"] == "memory")
+        ask = Ask(Resources(memory=free + 16 * MIB), "ci-9", seconds=60.0, back=HOUR, rungs=LADDER[:3], grace=0.0)
+        report = interrupt.for_need(engine, ask)
+        assert report.plan is not None
+        turns = [(t.seen.vm.name, t.rung) for t in report.plan.turns]
+        assert (turns, report.plan.shrinks) == ([(guest.name, Rung.SAVE)], ()), "a squeeze gives CPU alone"
+        assert guest.state == "shut off"
+        assert report.demand is not None
+        pool.release(engine, report.demand.id)
+        comeback.resume(engine, [guest.name])
+        assert guest.state == "running"
+        (done,) = interrupt.vms(engine, [guest.name], Rung.SHUTDOWN, back=HOUR, grace=1.0, reason="a test")
+        ended = next(s for s in done.steps if s.name == "end_guest")
+        assert (ended.facts["how"], ended.seconds >= 1) == ("its process was ended", True)
+        assert any("did not power off in 1 s" in w for w in done.warnings)
+        assert guest.state == "shut off"
+
+
+@pytest.mark.skipif(Path("/proc/1/comm").read_text().strip() == "systemd", reason="systemd starts the daemons here")
+def test_libvirtd_restarts_between_the_notice_and_the_save() -> None:
+    """A libvirtd of the test's own, in namespaces that end with it: the host's has the VMs of other tests."""
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [*OWN_LIBVIRTD, "-m", "host.restarted", f"hvctl-interrupt-{os.getpid()}"],
+        env={**os.environ, "PYTHONPATH": f"{Path(hvctl.__file__).parents[1]}:{tests}"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["another libvirtd"], "it was restarted, and once"
+    assert seen["steps"] == ["notify_guest", "save_guest", "clear_nics"]
+    assert (seen["state"], seen["after"], seen["marks"]) == ("shut off", "running", ["kept", "kept"])
+    assert seen["open"] == 0
 
 
 def test_paused_squeezed_and_shut_down(site: Site, vm: Guest) -> None:

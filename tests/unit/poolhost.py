@@ -63,8 +63,8 @@ def within(engine: Engine, ever: bool = True) -> None:
     assert taken.cpu <= most.cpu, (taken, most)
 
 
-def ask(memory: int = 0, cpu: int = 0, owner: str = "new", **more: Any) -> Ask:
-    return Ask(Resources(cpu, memory * MIB), owner, **({"seconds": HOUR, "back": HOUR, "grace": 1.0} | more))
+def ask(memory: int = 0, cpu: int = 0, owner: str = "new", iops: int = 0, **more: Any) -> Ask:
+    return Ask(Resources(cpu, memory * MIB, iops=iops), owner, **({"seconds": HOUR, "back": HOUR, "grace": 1.0} | more))
 
 
 def saves(memory: int, **more: Any) -> Ask:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from hvctl.decide.afterstart import restarts
-from hvctl.model.restart import Restart
+from hvctl.decide.afterstart import forecast_errors, restarts
+from hvctl.model.allocation import Allocation, Record
+from hvctl.model.pool import Away, Rung
+from hvctl.model.restart import ForecastError, Restart
 from hvctl.model.sample import EventKind, Sample, VmEvent
 
 MIB = 1 << 20
@@ -68,3 +71,27 @@ def test_the_first_start_has_no_gap_and_each_vm_its_own_samples() -> None:
         ("a", "micro", None, 1.0, {}),
         ("b", None, None, 7.0, {}),
     ]
+
+
+def test_what_a_return_needed_beside_what_was_predicted() -> None:
+    has = Allocation(1, 256 * MIB)
+    predicted = {"cpu": 2.0, "memory": 0.0, "network": 5.0}
+    away = Away("a", "a", Rung.SAVE, Record(has), has, Record(has), 500.0, 900.0, "", "", returned_at=1000.0,
+                predicted=predicted)  # fmt: skip
+    earlier, later = ([Restart("a", None, at, 60.0, 300, {"cpu": 9.0})] for at in (400.0, 1100.0))
+    mine = [
+        Restart("a", None, 990.0, 400.0, span, {"cpu": cpu, "memory": 90.0, "disk": 1.0})
+        for span, cpu in ((1800, 3.0), (300, 1.0))
+    ]
+    other = [Restart("b", None, 990.0, 400.0, 300, {"cpu": 7.0})]
+    again = [Restart("a", None, 998.0, 1.0, 300, {"cpu": 8.0})]
+    found = forecast_errors(away, [*earlier, *again, *mine, *later, *other])
+    assert found == [
+        ForecastError("cpu", 300, 2.0, 1.0),
+        ForecastError("memory", 300, 0.0, 90.0),
+        ForecastError("cpu", 1800, 2.0, 3.0),
+        ForecastError("memory", 1800, 0.0, 90.0),
+    ]
+    assert [e.ratio for e in found] == [0.5, None, 1.5, None]
+    assert forecast_errors(replace(away, returned_at=None), mine) == []
+    assert forecast_errors(replace(away, rung=Rung.PAUSE), mine) == []

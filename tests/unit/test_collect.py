@@ -15,9 +15,12 @@ from hvctl.engine import collect
 from hvctl.engine.collect import Collector
 from hvctl.engine.operate import Engine
 from hvctl.errors import DeadlineError, UnreachableError
+from hvctl.model.pool import Rung
 from hvctl.model.sample import EventKind, Sample
+from hvctl.operations import comeback, interrupt
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
+from unit.poolhost import add
 
 
 @pytest.fixture
@@ -92,6 +95,16 @@ def test_starts_stops_and_resets_are_events(site: FakeSite, engine: Engine, coll
     reset, stop = (next(e for e in found if e["kind"] == kind) for kind in ("reset", "stop"))
     assert (reset["operation"], reset["vm_uuid"]) == (done.operation, vm)
     assert stop["detail"] == "destroyed"
+
+
+def test_interruptions_and_returns_are_events(site: FakeSite, engine: Engine, collector: Collector) -> None:
+    add(site, "a")
+    interrupt.vms(engine, ["a"], Rung.PAUSE, back=0.0, grace=0.0, reason="a test")
+    comeback.resume(engine, ["a"])
+    collector._journal_from = 0  # as above
+    collector.cycle()
+    found = engine.store.samples.events(engine.facts.name, 0)
+    assert [(e["kind"], e["detail"]) for e in found] == [("interruption", "pause"), ("restart", "pause")]
 
 
 def test_a_reset_that_was_refused_is_no_event(site: FakeSite, engine: Engine, collector: Collector) -> None:

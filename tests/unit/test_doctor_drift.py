@@ -9,12 +9,13 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl.adapters.fake import FakeWorld
+from hvctl.adapters.fake.state import Part
 from hvctl.decide.drift import Mend
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import NotUndoneError
-from hvctl.model.allocation import Allocation, Change, NicChange, Record
+from hvctl.model.allocation import Allocation, Change, NicChange, NicLimit, Record
 from hvctl.model.finding import Health
 from hvctl.model.operation import Kind, OpState
 from hvctl.model.vm import State
@@ -23,6 +24,7 @@ from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from hvctl.settings import Settings
+from hvctl.units import format_size
 from unit.enginehost import GROWN, MIB, add_image, last, new_vm, promised, seen
 
 
@@ -114,6 +116,64 @@ def test_a_lost_database_learns_from_the_domains(engine: Engine, site: FakeSite,
     assert promised(engine) == {}
     assert (found(engine), fixed(engine)) == ([("a", Mend.RECORD)], [])
     assert promised(engine) == before
+
+
+def test_vms_of_another_database_are_left_alone(engine: Engine, site: FakeSite, vm: str) -> None:
+    """It promised them, and may be at them right now: its locks may lie elsewhere."""
+    record = Record(Allocation(2, 256 * MIB, cpu_quota=80))
+    uuid = site.world.add_vm("theirs", record=record)
+    engine.host.network.set_limit(str(site.world.vm("theirs").nics[0].tap), NicLimit("52:54:00:00:00:01", 10**7), uuid)
+    for state in ("running", "off"):
+        before = seen(site.world)
+        assert found(engine) == [], state
+        assert fixed(engine) == []
+        assert (seen(site.world), list(promised(engine))) == (before, [vm])
+        site.world.destroy("theirs")
+
+
+def lost_tags(engine: Engine, site: FakeSite) -> tuple[set[str], set[str]]:
+    """Two snapshots are taken, and their RAM goes with the host: the tags they left, and those that others made."""
+    snapshots.take(engine, "a", "one")
+    site.world.spoil("a")
+    snapshots.take(engine, "a", "two")
+    site.world.reboot_host()
+    with site.world._file.change() as world:
+        overlay = world.files[str(world.vm("a").disks[0].path)]
+        ours = set(overlay.tags)
+        overlay.tags["somebody's"] = Part("x" * 100)
+    assert len(ours) == 2
+    return ours, {"somebody's"}
+
+
+def tags(site: FakeSite) -> set[str]:
+    return set(site.world.read().files[str(site.world.vm("a").disks[0].path)].tags)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_tags_of_snapshots_that_a_host_restart_took_go(engine: Engine, site: FakeSite, vm: str, running: bool) -> None:
+    _, others = lost_tags(engine, site)
+    if running:
+        verbs.start(engine, "a")
+        snapshots.take(engine, "a", "new")
+        (new,) = engine.host.machine.snapshots()
+        others.add(new.tag)
+    (drift,) = (d for d in doctor.look(engine) if d.mend is Mend.DROP_TAGS)
+    held = sum(len(p.text) for t, p in site.world.read().files[str(site.world.vm("a").disks[0].path)].tags.items()
+               if t not in others)  # fmt: skip
+    assert f"2 snapshots whose RAM is gone are still in its disks and hold {format_size(held)}" in drift.detail
+    assert fixed(engine) == []
+    assert tags(site) == others
+    assert found(engine) == []
+    assert last(engine).kind is Kind.SNAPSHOT_DELETE
+
+
+def test_tags_are_left_while_somebody_is_at_the_vm(engine: Engine, site: FakeSite, vm: str) -> None:
+    lost_tags(engine, site)
+    engine.store.open_operation(
+        vm_uuid=vm, vm_name="a", host=engine.facts.name, kind=Kind.SNAPSHOT_LOAD, request={}, before={},
+        who="x", boot_id="b",
+    )  # fmt: skip
+    assert Mend.DROP_TAGS not in {m for _, m in found(engine)}
 
 
 def test_a_vm_that_stays_away_is_forgotten_and_its_devices_go(engine: Engine, site: FakeSite, vm: str) -> None:

@@ -5,22 +5,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from faults.command import FakeSite
 
 from hvctl.engine.faults import Faults
+from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
-from hvctl.model.allocation import Change, Resources
+from hvctl.model.allocation import Allocation, Change, DiskChange, Record, Resources
 from hvctl.model.operation import Outcome
-from hvctl.model.pool import Held, Need, Rung
+from hvctl.model.pool import Held, Limits, Need, Rung
+from hvctl.model.sample import EventKind, Sample, VmEvent
 from hvctl.model.vm import State
-from hvctl.operations import comeback, interrupt, pool
+from hvctl.operations import comeback, interrupt, pool, restarts
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from hvctl.operations.journal import recover
+from unit.commandline import Run, runner
 from unit.enginehost import add_image, new_vm
 from unit.poolhost import HOUR, MIB, add, ask, gone, journal, reserved, saves, small
+
+
+@pytest.fixture
+def run(site: FakeSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(site, monkeypatch, capsys)
 
 
 def steps(outcome: Outcome) -> list[str]:
@@ -75,9 +84,10 @@ def test_the_owner_starts_inside_its_reservation_and_nobody_else(site: FakeSite)
 def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
     add(site, "spot", vcpus=2)
     with small(site, 2048) as engine:
-        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), f"seen {gap:g} s", known=True)
+        peaks = {"cpu": 2.5, "memory": 800.0}
+        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), f"seen {gap:g} s", known=True, peaks=peaks)
         interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
-        assert gone(engine)["spot"].forecast == "seen 60 s"
+        assert (gone(engine)["spot"].forecast, gone(engine)["spot"].predicted) == ("seen 60 s", peaks)
     with small(site, 2048, later=60.0) as engine:
         (back,) = comeback.due(engine).outcomes
         assert steps(back)[:3] == ["set_memory", "set_vcpus", "start"], "the definition, before it starts"
@@ -85,6 +95,33 @@ def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
         assert (now.allocation.vcpus, now.allocation.memory) == (3, 900 * MIB)
         assert now.record is not None
         assert now.record.allocation.memory == 900 * MIB
+
+
+def test_a_return_says_how_far_off_the_last_one_was(site: FakeSite, run: Run) -> None:
+    uuid = add(site, "spot")
+    with small(site, 2048) as engine:
+        engine.needs = lambda vm, gap: Need(Resources(300, 900 * MIB), "seen", known=True, peaks={"cpu": 2.0})
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=0.0, reason="a test")
+    with small(site, 2048, later=60.0) as engine:
+        (back,) = comeback.due(engine).outcomes
+        assert back.result["last_return"] == [], "nobody knows yet"
+        host, store = engine.facts.name, engine.store.samples
+        samples = [Sample(uuid, "spot", 1060 + n, 10.0, cpu=3.0) for n in range(10, 1810, 10)]
+        store.add(host, samples, [VmEvent(uuid, "spot", EventKind.START, 1060.0)])
+        said = restarts.learn(engine, 2861.0)
+        assert "; spot needed cpu 3.00 of 2.00 cores predicted in the first 30min after its return" in said
+        assert "5min" in said
+    with small(site, 2048, later=2000.0) as engine:
+        assert [(r["span"], r["ratio"]) for r in restarts.returns(engine)] == [(300, 1.5), (1800, 1.5)]
+        assert restarts.returns(engine, "another") == []
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=0.0, reason="a test")
+        (again,) = comeback.resume(engine, ["spot"]).outcomes
+        assert "after its last return it needed cpu 3.00 of 2.00 cores predicted" in again.reasons
+        assert [r["span"] for r in again.result["last_return"]] == [1800]
+    with small(site, 2048, later=restarts.COMPARED + 2000.0) as engine:
+        assert restarts.returns(engine) == [], "it is a week ago"
+    assert run("resume", "--returned", "--due").status == 2
+    assert run("resume", "--returned").out.split()[:2] == ["VM", "HOW"]
 
 
 def test_a_cpu_demand_pauses_and_memory_stays_held(site: FakeSite) -> None:
@@ -100,6 +137,59 @@ def test_a_cpu_demand_pauses_and_memory_stays_held(site: FakeSite) -> None:
         assert steps(back)[0] == "continue_guest"
         assert site.world.vm("spot").state is State.RUNNING
         assert engine.store.promise_of(engine.facts.name, uuid).resources == Resources(400, 512 * MIB)  # type: ignore[union-attr]
+
+
+def io(engine: Engine, uuid: str, *rates: float) -> None:
+    """Samples of the last seconds, the newest last."""
+    now = int(engine.clock())
+    samples = [Sample(uuid, uuid, now - 10 * n, 10.0, disk_reads=r, disk_writes=5.0) for n, r in enumerate(rates[::-1])]
+    engine.store.samples.add(engine.facts.name, samples, [])
+
+
+def limited(site: FakeSite, engine: Engine, name: str, limit: int, *rates: float, **record: Any) -> str:
+    uuid = site.world.add_vm(name, nics=0, record=Record(Allocation(1, 256 * MIB), interruptible=True, **record))
+    allocate(engine, name, Change(disks=(DiskChange(iops=limit),)))
+    io(engine, uuid, *rates)
+    return uuid
+
+
+def test_iops_that_are_not_used_go_by_a_squeeze_and_the_others_by_a_pause(site: FakeSite) -> None:
+    with small(site, 2048) as engine:
+        pool.set_limits(engine, Limits(iops_capacity=1000))
+        limited(site, engine, "busy", 500, 390.0, 395.0, priority=10)
+        idle = limited(site, engine, "idle", 400, 95.0, 35.0, priority=500)
+        used = {r["resource"]: r["used"] for r in pool.show(engine)}
+        assert used["iops"] == 400 + 40, "the newest sample of each"
+        report = interrupt.for_need(engine, ask(iops=300, owner="ci-9"))
+        assert report.demand is not None
+        assert (report.demand.state, report.demand.granted.iops) == (Held.HELD, 300)
+        assert [a.rung for a in gone(engine).values()] == [Rung.SQUEEZE], "100 were free"
+        assert site.world.vm("idle").allocation.disks[0].iops == 400 - 200
+        assert site.world.vm("idle").allocation.cpu_quota is None
+        with pytest.raises(RefusedError, match="cannot free iops 377 IOPS"):
+            interrupt.for_need(engine, ask(iops=376 + 1, owner="x", rungs=(Rung.SQUEEZE,)))
+        report = interrupt.for_need(engine, ask(iops=400, owner="ci-10"))
+        assert gone(engine)["busy"].rung is Rung.PAUSE, "it uses what it has"
+        assert site.world.vm("busy").state is State.PAUSED
+    with small(site, 2048, later=2 * HOUR) as engine:
+        assert comeback.due(engine).left == ()
+        assert site.world.vm("idle").allocation.disks[0].iops == 400
+        assert engine.store.promise_of(engine.facts.name, idle).resources.iops == 400  # type: ignore[union-attr]
+
+
+def test_reserved_iops_that_are_used_do_not_decay(site: FakeSite) -> None:
+    uuid = add(site, "a")
+    with small(site, 2048) as engine:
+        pool.set_limits(engine, Limits(iops_capacity=1000))
+        pool.reserve(engine, pool.Wanted("a", "", Resources(iops=400), 1000.0, None, half_life=10.0))
+    with small(site, 2048, later=1.0) as engine:
+        io(engine, uuid, 95.0)
+        pool.follow(engine)
+    with small(site, 2048, later=100.0) as engine:
+        (one,) = pool.reservations(engine)
+        assert 100 <= one["kept"]["iops"] < 110
+    with small(site, 2048, later=300.0) as engine:
+        assert {r["resource"]: r["used"] for r in pool.show(engine)}["iops"] is None, "no sample of now"
 
 
 def test_a_squeeze_takes_what_is_not_used_and_gives_it_back(site: FakeSite) -> None:
@@ -134,9 +224,32 @@ def test_neighbours_shrink_first_and_get_theirs_again(site: FakeSite) -> None:
         assert comeback.due(engine).outcomes == ()
 
 
+def test_a_guest_without_an_agent_hears_the_line_and_has_its_time(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.set_behaviour("spot", agent="absent")
+    with small(site, 512) as engine:
+        (done,) = interrupt.vms(engine, ["spot"], Rung.PAUSE, back=HOUR, grace=0.1, reason="for \u00e9 or\nnobody")
+        assert not any("not told" in w for w in done.warnings)
+        told = next(s.facts for s in done.steps if s.name == "notify_guest")
+        assert told == {"told": True, "by": ["line"], "ready": False}
+        assert site.world.vm("spot").heard == [
+            "notice interruption pause 1970-01-01T00:16:40Z 1970-01-01T01:16:40Z for ? or?nobody"
+        ]
+        comeback.resume(engine, ["spot"])
+        assert [line.split()[1] for line in site.world.vm("spot").heard] == ["interruption", "returned"]
+
+
+def test_a_guest_without_the_port_has_the_document_alone(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.unplug_pulse("spot")
+    with small(site, 512) as engine:
+        (done,) = interrupt.vms(engine, ["spot"], Rung.PAUSE, back=HOUR, grace=1.0, reason="a test")
+        assert next(s.facts for s in done.steps if s.name == "notify_guest")["by"] == ["document"]
+
+
 def test_a_guest_that_ignores_everything_is_ended(site: FakeSite) -> None:
     add(site, "spot")
-    site.world.set_behaviour("spot", ignores_shutdown=True, agent="silent")
+    site.world.set_behaviour("spot", ignores_shutdown=True, agent="silent", answers_pulse=False)
     with small(site, 512) as engine:
         (done,) = interrupt.vms(engine, ["spot"], Rung.SHUTDOWN, back=HOUR, grace=1.0, reason="a test")
         assert site.world.vm("spot").state is State.OFF

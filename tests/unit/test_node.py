@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,15 @@ def running(site: FakeSite, jobs: dict[str, Job], **changed: object) -> Iterator
     stop, said, ended = threading.Event(), [], []  # type: ignore[var-annotated]
     settings = replace(site.settings, **changed)  # type: ignore[arg-type]
 
+    def heard(line: str) -> None:
+        stamp, _, text = line.partition(" ")
+        assert datetime.fromisoformat(stamp).tzinfo == UTC
+        assert stamp.endswith("Z"), "RFC 3339"
+        said.append(text)
+
     def work() -> None:
         try:
-            daemon.run(settings, said.append, jobs, stop)
+            daemon.run(settings, heard, jobs, stop)
         except HvctlError as e:
             ended.append(e)
 
@@ -69,14 +76,18 @@ def counted(times: int) -> tuple[Callable[[Node], str], threading.Event]:
 
 def test_every_job_runs_again_and_again_whatever_another_does(site: FakeSite) -> None:
     def breaks(_: Node) -> str:
+        broken.release()
         raise ZeroDivisionError
 
+    broken = threading.Semaphore(0)
     work, reached = counted(3)
     with running(site, {j.name: j for j in (job("breaks", breaks), job("works", work))}) as said:
         assert reached.wait(SECONDS)
+        assert all(broken.acquire(timeout=SECONDS) for _ in range(3))
     assert said.count("breaks: failed: ZeroDivisionError: ") == 1, "a fault is said once"
     with Store(site.settings.database) as store:
-        assert len(store.jobs.history("fake", "works")) >= 3
+        assert [r.detail for r in store.jobs.history("fake", "works")] == ["worked"] * 2, "the first and the last"
+        assert len(store.jobs.history("fake", "breaks")) > 2
 
 
 def test_a_job_that_takes_long_delays_no_other_and_is_not_run_twice(site: FakeSite) -> None:
@@ -191,7 +202,7 @@ def process(site: FakeSite, **settings: str) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         assert child.stderr is not None
-        assert child.stderr.readline().startswith(f"node fake: pid {child.pid}, recover")
+        assert f"Z node fake: pid {child.pid}, recover" in child.stderr.readline()
         yield child
     finally:
         child.kill()
@@ -216,7 +227,10 @@ def test_sigterm_ends_it_cleanly(site: FakeSite) -> None:
         child.terminate()
         _, said = child.communicate(timeout=SECONDS)
         assert child.returncode == 0, said
-    assert said.endswith("ending: waits for the jobs that run\nended\n")
+    assert [line.split(" ", 1)[1] for line in said.splitlines()][-2:] == [
+        "ending: waits for the jobs that run",
+        "ended",
+    ]
     assert (site.folder / "run" / "reading.json").exists()
 
 

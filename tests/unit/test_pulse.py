@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvctl.adapters import notice
 from hvctl.adapters.imagepulse import answer_program
-from hvctl.adapters.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce
+from hvctl.adapters.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce, tell
 from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
 SEED = bytes(range(ENTROPY))
@@ -39,6 +41,12 @@ class Qemu:
         with suppress(BlockingIOError):
             return os.read(self.into, 1 << 16)
         return b""
+
+    def fill(self) -> int:
+        """As a guest that does not read leaves it."""
+        with suppress(BlockingIOError):
+            return os.write(self.into, b"x")
+        return 0
 
     def close(self) -> None:
         os.close(self.into)
@@ -211,16 +219,37 @@ def test_only_fifos_are_opened(path: str, tmp_path: Path) -> None:
     assert Path(f"{path}.in").read_text() == "precious"
 
 
+def test_a_line_is_told_and_what_nobody_took_is_said(path: str, qemu: Qemu) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(tell, path, "notice interruption save")
+        heard = b""
+        while not heard:
+            heard = qemu.heard()
+        assert (told.result(30), heard) == (True, b"\nnotice interruption save\n")
+    assert tell(path, "notice withdrawn save") is False
+    assert qemu.heard() == b"\nnotice withdrawn save\n", "it finds it later"
+    while qemu.fill():
+        pass
+    with pytest.raises(UnreachableError, match="does not read"):
+        tell(path, "notice interruption save")
+    qemu.close()
+    with pytest.raises(UnreachableError, match="no QEMU"):
+        tell(path, "notice interruption save")
+
+
 def test_nothing_stays_open(path: str, qemu: Qemu) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with Pulse(path):
             pass
         discard(path)
+        tell(path, "notice")
     qemu.close()
     for _ in range(3):
         with suppress(UnreachableError), Pulse(path):
             pass
+        with suppress(UnreachableError):
+            tell(path, "notice")
     assert len(list(Path("/proc/self/fd").iterdir())) == before - 2
 
 
@@ -242,7 +271,7 @@ class Guest:
 
     def __init__(self, folder: Path, random: str, argv: tuple[str, ...] = ()) -> None:
         program = folder / "answer"
-        program.write_bytes(answer_program())
+        program.write_bytes(answer_program(str(folder / "notice.line")))
         program.chmod(0o755)
         self.port, other = socket.socketpair()
         self.port.settimeout(30)
@@ -303,6 +332,20 @@ def test_of_two_lines_at_once_the_last_counts(tmp_path: Path) -> None:
     old, new = new_nonce(), new_nonce()
     guest.port.send(line(old) + line(new))
     assert guest.answer().startswith(f"\nlife {new}\n".encode())
+    guest.end()
+
+
+@ONLY_HERE
+def test_the_program_keeps_a_notice_and_answers_as_before(tmp_path: Path) -> None:
+    guest, kept = Guest(tmp_path, "/dev/null"), tmp_path / "notice.line"
+    long = notice.line({"event": "interruption", "how": "power-off", "at": "a", "returns": "b", "reason": "c" * 500})
+    for words in (long, "notice withdrawn save a b for ci-9"):
+        guest.port.send(f"\n{words}\n".encode())
+        nonce = new_nonce()
+        while not kept.exists() or kept.read_text() != f"{words}\n":
+            assert guest.process.poll() is None
+        guest.port.send(line(nonce))
+        assert guest.answer().startswith(f"\nlife {nonce}\n".encode())
     guest.end()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hvctl import codec
 from hvctl.adapters.fake.state import FakeVm, File, Part, World
 from hvctl.errors import HvctlError, NotFoundError, RefusedError, UnreachableError
-from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import State, Vm
 
@@ -144,6 +144,22 @@ def parent(world: World, snapshot: Snapshot) -> Snapshot:
     if found is None:
         raise RefusedError(f"what snapshot {snapshot.name} builds on is not there: it is damaged.")
     return found
+
+
+def own_overlays(world: World, vm: Vm) -> list[File]:
+    inside = world.vms.get(vm.uuid)
+    return [world.files[d.path] for d in inside.disks if d.path in world.files] if inside else []
+
+
+def stray_tags(world: World, vm: Vm) -> list[StrayTag]:
+    """A tag holds as many bytes as its content has."""
+    known = {s.tag for s in published(world, vm.uuid)}
+    held: dict[str, int] = {}
+    for overlay in own_overlays(world, vm):
+        for tag, part in overlay.tags.items():
+            if tag.startswith("hvctl-") and tag not in known:
+                held[tag] = held.get(tag, 0) + len(part.text)
+    return [StrayTag(tag, size) for tag, size in sorted(held.items())]
 
 
 def drop(world: World, vm: Vm | None, snapshot: Snapshot) -> None:

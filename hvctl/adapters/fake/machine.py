@@ -3,7 +3,7 @@ the moment it is of, so that a wrong order of steps shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hvctl import codec
@@ -14,11 +14,12 @@ from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, Prepared, World
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
 from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
-from hvctl.model.snapshot import Binding, Range, Snapshot
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import State, Vm
 
 TOUCHED_BY_LOAD = 8
+KEPT_LINES = 20
 HALF = RAM_BYTES
 
 
@@ -62,6 +63,14 @@ class FakeMachine:
                 raise DeadlineError(f"the guest did not show a sign of life within {seconds:g} s.")
             inside.guest_time = world.clock if inside.told_time else None
             return Life(0.001, True, inside.told_time)
+
+    def tell(self, vm: Vm, line: str) -> bool:
+        with self._file.call("tell", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if vm.pulse is None or not inside.behaviour.answers_pulse or inside.state is not State.RUNNING:
+                return False
+            inside.heard = [*inside.heard, line][-KEPT_LINES:]
+            return True
 
     def binding(self, vm: Vm) -> Binding:
         with self._file.call("binding", vm.uuid, looks=True) as world:
@@ -281,6 +290,18 @@ class FakeMachine:
             if not inside.behaviour.balloon_driver:
                 raise DeadlineError(f"the balloon of {vm.name} did not reach {snapshot.balloon} bytes in time.")
             inside.live = replace(inside.allocation, memory=snapshot.balloon)
+
+    def stray_tags(self, vm: Vm) -> Sequence[StrayTag]:
+        with self._file.call("stray_tags", vm.uuid, looks=True) as world:
+            return inner.stray_tags(world, vm)
+
+    def drop_tags(self, vm: Vm, tags: Collection[str]) -> Sequence[StrayTag]:
+        with self._file.call("drop_tags", vm.uuid) as world:
+            gone = [t for t in inner.stray_tags(world, vm) if t.tag in tags]
+            for overlay in inner.own_overlays(world, vm):
+                for one in gone:
+                    overlay.tags.pop(one.tag, None)
+            return gone
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
         with self._file.call("drop", snapshot.vm_uuid) as world:

@@ -158,6 +158,7 @@ class FakeVm:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
     saved: Saved | None = None
     exits: dict[int, Exec] = field(default_factory=dict)
     used: Used = field(default_factory=Used)
