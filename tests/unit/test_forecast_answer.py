@@ -15,7 +15,8 @@ from hvctl.adapters import seriesfile
 from hvctl.adapters.boosters import Silence
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.arbiter import Standing
-from hvctl.forecasting.forecast import PATIENCE, Panel, forecast
+from hvctl.forecasting.forecast import forecast
+from hvctl.forecasting.panel import PATIENCE, Panel
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
@@ -81,7 +82,7 @@ def test_quantiles_never_cross_means_stay_below_peaks_and_all_below_the_size() -
 
 def test_the_model_answers_where_it_has_won() -> None:
     models = Oracle(0.3)
-    found = forecast(FLEET, panel(models, standings={"cpu-peak": WON["cpu-peak"]}, coverages={"cpu-peak-0.95": 0.94}))
+    found = forecast(FLEET, panel(models, standings={"cpu-peak": WON["cpu-peak"]}, coverages={"model-cpu-peak": 0.94}))
     line = one(found)
     assert (line.answered, line.rule, line.model, line.model_age, line.coverage) == (
         Answerer.MODEL,
@@ -103,7 +104,7 @@ def test_margins_raise_what_the_model_says() -> None:
     shifted = one(forecast(FLEET, panel(Oracle(0.0), shifts={"cpu-peak-0.95": 0.2}))).peak
     margin = OnlineMargin(len(FLEET.vms), 0.95, 0.0, 0.05, 0.0)
     margin.learn(np.zeros(30, np.int64), np.ones(30, np.float32))
-    followed = forecast(FLEET, panel(Oracle(0.0), margins={"cpu-peak-0.95": margin}))
+    followed = forecast(FLEET, panel(Oracle(0.0), margins={"model-cpu-peak": margin}))
     assert shifted == pytest.approx(plain * np.exp(0.2), rel=0.01)
     assert one(followed).peak > shifted
     assert one(followed, "vm-1").peak == one(forecast(FLEET, panel(Oracle(0.0))), "vm-1").peak

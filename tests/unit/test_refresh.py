@@ -21,7 +21,7 @@ from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import RefusedError
 from hvctl.forecasting import arbiter
-from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting.panel import Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.jobs.catalog import JOBS, Node, perform
 from hvctl.model.allocation import Allocation, Record, Resources
@@ -146,7 +146,7 @@ def test_the_model_answers_only_where_it_has_won(
     refresh_at(engine, 48)
     assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
     refresh_at(engine, 36)
-    record = engine.store.forecasts.standings(engine.facts.name)["cpu"]
+    record = engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"]
     assert (record.cases, record.vms, record.model) == (6, 3, True)
     assert record.model_loss < record.rule_loss
     one = kept(engine)["vm-0", "cpu"]
@@ -154,16 +154,16 @@ def test_the_model_answers_only_where_it_has_won(
     # A model that says too little in the next hours loses what it won.
     oracle.ratio = -3.0
     refresh_at(engine, 24, 12, 0)
-    assert not engine.store.forecasts.standings(engine.facts.name)["cpu"].model
+    assert not engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].model
     assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
 
 
 def test_another_model_begins_anew(engine: Engine, oracle: Oracle) -> None:
     host = engine.facts.name
-    engine.store.forecasts.stand(host, [Recorded("cpu", "m0", 1.0, 9.0, 9000, 90, True, 0)])
+    engine.store.forecasts.learn(host, [Recorded("cpu", "peak", "m0", 1.0, 9.0, 9000, 90, True, 0)], [], [])
     put(engine, fleet(2, 1))
     refresh_at(engine, 12, 0)
-    record = engine.store.forecasts.standings(host)["cpu"]
+    record = engine.store.forecasts.standings(host)["cpu", "peak"]
     assert (record.model_name, record.cases, record.model) == ("m1", 2, False)
 
 
@@ -171,9 +171,9 @@ def test_hours_that_overlap_teach_once(engine: Engine, oracle: Oracle) -> None:
     put(engine, fleet(2, 1))
     # The hours of the first five are over in the end, and the fifth begins where the first one ended.
     refresh_at(engine, 24, 21, 18, 15, 12, 9, 6, 3, 0)
-    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
     refresh_at(engine, 0)
-    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
 
 
 def test_old_forecasts_go(engine: Engine) -> None:
