@@ -16,8 +16,8 @@ from hvctl.adapters.boosters import Silence
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
-from hvctl.forecasting.panel import PATIENCE, Panel
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
+from hvctl.forecasting.panel import PATIENCE, Panel
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
 from hvctl.model.forecast import Answerer, Forecast

@@ -20,7 +20,9 @@ from hvctl.engine.expected import Expected, newest, of_span
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import RefusedError
-from hvctl.forecasting import arbiter
+from hvctl.forecasting import arbiter, margin
+from hvctl.forecasting.arbiter import Standing
+from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.panel import Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.jobs.catalog import JOBS, Node, perform
@@ -28,16 +30,17 @@ from hvctl.model.allocation import Allocation, Record, Resources
 from hvctl.model.forecast import Answerer, ModelCard
 from hvctl.model.job import RunState
 from hvctl.model.pool import Rung
-from hvctl.model.prediction import Prediction, Recorded
+from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
 from hvctl.model.restart import Restart
 from hvctl.model.sample import Sample
+from hvctl.operations import compare, interrupt
 from hvctl.operations import forecast as forecasts
-from hvctl.operations import interrupt
 from hvctl.operations import model as models
 from hvctl.operations import pool as pools
 from hvctl.operations import retrain as training
 from hvctl.operations.refresh import HORIZON, refresh
 from hvctl.operations.retrain import retrain
+from hvctl.operations.series import history
 from hvctl.operations.top import Resource, Top, Use, kept_forecasts
 from unit.commandline import Run, runner
 from unit.fleets import fleet
@@ -45,6 +48,7 @@ from unit.poolhost import MIB, add
 from unit.record import NOW, put
 
 END = int(NOW) // STEP * STEP
+WON = {"cpu-peak": Standing(model=True)}
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +67,11 @@ class Oracle:
     """A model that always says the same ratio to the base."""
 
     ratio: float = 0.0
+    targets: tuple[str, ...] = ("peak",)
 
     def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
-        return np.full(len(x), self.ratio, np.float32) if "peak" in key else Silence("no part")
+        known = key.split("-")[1] in self.targets
+        return np.full(len(x), self.ratio, np.float32) if known else Silence("no part")
 
 
 @pytest.fixture
@@ -127,7 +133,8 @@ def test_what_came_is_filled_in_when_the_hour_is_over(engine: Engine) -> None:
     past = {(p.vm_uuid, p.resource): p for p in engine.store.forecasts.made(host, 0, END - HORIZON)}
     for vm, resource, values in (("vm-0", "cpu", whole.values["cpu"][0]), ("vm-1", "disk", whole.values["disk"][1])):
         assert past[vm, resource].actual_peak == pytest.approx(float(values[-12:].max()), rel=1e-4)
-    assert past["vm-1", "cpu"].actual_peak is None
+        assert past[vm, resource].actual_mean == pytest.approx(float(values[-12:].mean()), rel=1e-4)
+    assert past["vm-1", "cpu"].actual_peak is past["vm-1", "cpu"].actual_mean is None
 
 
 def test_the_model_answers_only_where_it_has_won(
@@ -156,6 +163,114 @@ def test_the_model_answers_only_where_it_has_won(
     refresh_at(engine, 24, 12, 0)
     assert not engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].model
     assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
+
+
+def test_means_are_compared_and_won_as_peaks_are(
+    engine: Engine, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter, "MIN_CASES", 3)
+    monkeypatch.setattr(arbiter, "MIN_VMS", 3)
+    oracle.targets = ("mean",)
+    whole = fleet(3, 1, resources=("cpu",))
+    whole.values["cpu"][:] = 2.0
+    put(engine, whole)
+    refresh_at(engine, 36)
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.model_peak, one.model_mean) == (None, pytest.approx(2.0, rel=1e-3))
+    assert one.mean == one.rule_mean == pytest.approx(2.5, rel=1e-2)
+    refresh_at(engine, 24)
+    found = engine.store.forecasts.standings(engine.facts.name)
+    assert set(found) == {("cpu", "mean")}
+    assert found["cpu", "mean"].model
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.peak, one.mean, one.answered) == (one.rule_peak, one.model_mean, Answerer.BASELINE)
+    engine.clock = lambda: NOW - STEP * 24
+    (line,) = (f for f in forecasts.forecast_vm(engine, "vm-0", forecasts.Question()).lines if f.resource == "cpu")
+    assert (line.answered, line.mean_answered, line.mean_rule) == (Answerer.BASELINE, Answerer.MODEL, "m1")
+    assert line.mean == one.mean
+
+
+# --- margins
+
+
+def growing(hours: int) -> Series:
+    """Demand that is 1 for a day, and then doubles with every hour."""
+    made = fleet(3, 1 + hours / 24, resources=("cpu",))
+    steps = 2.0 ** (1 + np.arange(hours))
+    made.values["cpu"][:] = np.concatenate([np.ones(288), np.repeat(steps, 12)]).astype(np.float32)
+    return replace(made, sizes={"cpu": np.full(3, 1e9, np.float32), "memory": np.full(3, 1e9, np.float32)})
+
+
+def test_margins_are_kept_between_rounds_and_follow_what_came(engine: Engine, oracle: Oracle, run: Run) -> None:
+    host = engine.facts.name
+    put(engine, growing(8))
+    refresh_at(engine, 96, 84)
+    first = {f.answered: f for f in engine.store.forecasts.fleet_margins(host, "m1") if f.target == "peak"}
+    assert set(first) == {"model", "baseline"}
+    # Three VMs of fifty were missed, once.
+    step = margin.FLEET_RATE * 3 / margin.FLEET * 0.95
+    assert first["model"].level == pytest.approx(step)
+    assert (first["model"].cases, first["model"].covered) == (3, 0)
+    (own, *_) = engine.store.forecasts.vm_margins(host, "m1", ["vm-0"])
+    assert (own.level, own.seen) == (pytest.approx(margin.RATE * 0.95), 1)
+    # Nothing is learned twice, and an engine that starts anew goes on from there.
+    refresh_at(engine, 84)
+    assert engine.store.forecasts.fleet_margins(host, "m1")[0].cases == 3
+    before = kept(engine)["vm-0", "cpu"]
+    refresh_at(engine, 72, 60)
+    levels = {f.answered: f for f in engine.store.forecasts.fleet_margins(host, "m1") if f.target == "peak"}
+    assert levels["model"].level == pytest.approx(3 * step)
+    after = kept(engine)["vm-0", "cpu"]
+    # The oracle says the base, so that what it says grows with the demand, and its margin with the misses.
+    assert before.model_peak is not None
+    assert after.model_peak is not None
+    ratio = after.model_peak / before.model_peak
+    plain = forecast_ratio(engine, 60, 84)
+    assert ratio == pytest.approx(plain * np.exp(2 * step), rel=0.01)
+    refresh_at(engine, 48, 36, 24, 12, 0)
+    engine.store.forecasts.learn(host, [Recorded("cpu", "peak", "m1", 1.0, 2.0, 900, 50, True, 0)], [], [])
+    drifts = {(d.target, d.answered): d for d in compare.drift(engine, forecasts.panel_of(engine, ()))}
+    one = drifts["peak", "model"]
+    assert (one.answering, one.stated, one.observed, one.cases) == (True, 0.95, 0.0, 24)
+    assert one.margin == pytest.approx(np.exp(8 * step))
+    assert not drifts["peak", "baseline"].answering
+    shown = json.loads(run("-f", "json", "model", "drift").out)["drift"][0]
+    assert (shown["answered"], shown["answering"], shown["margin"]) == ("model", True, one.margin)
+    assert "95.0 %" in run("model", "drift").out
+
+
+def forecast_ratio(engine: Engine, later: int, earlier: int) -> float:
+    """By which factor the oracle's plain word grew between two times, so many slots before the end."""
+    series = history(engine, ["vm-0"], until=NOW)
+    words = [
+        forecast(series.until(series.slots - before), Panel(models=Oracle(), standings=WON), resources=["cpu"])[1].peak
+        for before in (later, earlier)
+    ]
+    return words[0] / words[1]
+
+
+def test_margins_of_another_model_and_of_vms_long_gone(engine: Engine, oracle: Oracle) -> None:
+    host = engine.facts.name
+    old = FleetMargin("m0", "model", "cpu", "peak", 2.0, 900, 100.0, 50.0, END - 3600)
+    gone = VmMargin("m1", "model", "cpu", "peak", "vm-9", 2.0, 30, END - 8 * 86400)
+    engine.store.forecasts.learn(host, [], [old], [gone])
+    put(engine, fleet(2, 1, resources=("cpu",)))
+    refresh_at(engine, 0)
+    assert kept(engine)["vm-0", "cpu"].model_peak == pytest.approx(
+        forecast(history(engine, ["vm-0"]), Panel(models=oracle, standings=WON), resources=["cpu"])[1].peak
+    )
+    assert engine.store.forecasts.fleet_margins(host, "m0") == [old]
+    assert engine.store.forecasts.vm_margins(host, "m1") == []
+
+
+def test_the_record_states_the_coverage_once_it_is_long(engine: Engine, oracle: Oracle) -> None:
+    put(engine, fleet(1, 1, resources=("cpu",)))
+    host = engine.facts.name
+    for cases, stated in ((arbiter.MIN_CASES - 1, None), (arbiter.MIN_CASES, 0.75)):
+        record = FleetMargin("m1", "baseline", "cpu", "peak", 0.0, cases, 200.0, 150.0, END)
+        engine.store.forecasts.learn(host, [], [record], [])
+        line = forecasts.forecast_vm(engine, "vm-0", forecasts.Question()).lines[0]
+        assert line.coverage == stated
 
 
 def test_another_model_begins_anew(engine: Engine, oracle: Oracle) -> None:
