@@ -56,7 +56,8 @@ EXPLAINED = (
     Column("change", "PEAK IF USUAL", lambda v: f"{v:+.3g}"),
 )
 PLAIN = ("resource", "unit", "peak", "mean", "quantile", "horizon", "gap", "coverage", "answered", "rule",
-         "mean_answered", "mean_rule", "history", "model", "model_age", "actual_peak", "actual_mean", "reason")  # fmt: skip
+         "mean_answered", "mean_rule", "history", "model", "model_age", "actual_peak", "actual_mean",
+         "reason")  # fmt: skip
 
 
 def forecast(

@@ -18,8 +18,8 @@ from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series
 from hvctl.forecasting.spread import UPPER, Spread
 from hvctl.model.forecast import Answerer
 
-PATIENCE: Final = 0.1  # seconds that a model may take for one VM ...
-PATIENCE_PER_VM: Final = 0.001  # ... and for each further one
+PATIENCE: Final = 0.1
+"""Seconds that anybody who asks about one VM waits for a model."""
 
 
 class Models(Protocol):
@@ -36,8 +36,9 @@ class Silent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """models: None with missing telling why there are none. standings: by key without the quantile ("cpu-peak");
-    nobody's standing lets the rule answer. shifts: by full key, logarithmic, of models that have no margin yet.
+    """models: None with missing telling why there are none; patience is the seconds that each may take. standings: by
+    key without the quantile ("cpu-peak"); nobody's standing lets the rule answer. shifts: by full key, logarithmic, of
+    models that have no margin yet.
 
     By the key of `voice`: margins (of the 0.95 quantile, in the order of the series' VMs), spreads (its other
     quantiles) and coverages (of the 0.95 quantile, as this node's own record has it).
@@ -48,6 +49,7 @@ class Panel:
     missing: str = "there is no model"
     name: str | None = None
     age: float | None = None
+    patience: float = PATIENCE
     standings: Mapping[str, Standing] = field(default_factory=dict)
     shifts: Mapping[str, float] = field(default_factory=dict)
     margins: Mapping[str, OnlineMargin] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Asked:
         if panel.models is None:
             return panel.missing
         key = key_of(self.resource, self.target, quantile)
-        word = panel.models.predict(key, made.x, PATIENCE + PATIENCE_PER_VM * (len(self.history) - 1))
+        word = panel.models.predict(key, made.x, panel.patience)
         if not isinstance(word, np.ndarray):
             return word.reason
         value = made.value(word)

@@ -200,4 +200,4 @@ def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -
         models = store.open(card.id)
     except HvctlError as e:
         return Panel(book=book, missing=e.message, standings=known, spreads=spreads)
-    return Panel(book, models, "", card.id, max(age, 0.0), known, card.shifts, spreads=spreads)
+    return Panel(book, models, "", card.id, max(age, 0.0), standings=known, shifts=card.shifts, spreads=spreads)

@@ -26,6 +26,8 @@ from hvctl.operations.series import history
 
 KEPT: Final = 86400.0
 """Seconds that forecasts are kept; what was worth learning of them stands in the standings."""
+PATIENCE: Final = 30.0
+"""Seconds that a model may take here: nobody waits, and the first round of many VMs loads LightGBM."""
 _ALIVE: Final = 12  # slots within which something was measured of a VM that is forecast
 
 
@@ -39,7 +41,7 @@ def refresh(engine: Engine) -> str:
     compared = learned(engine, models.panel(engine.settings), made_at)
     measured = [np.isfinite(v[:, -_ALIVE:]).any(axis=1) for v in series.values.values()]
     alive = series.take(np.flatnonzero(np.any(measured, axis=0)))
-    made = predictions(alive, panel_of(engine, alive.vms), made_at)
+    made = predictions(alive, replace(panel_of(engine, alive.vms), patience=PATIENCE), made_at)
     engine.store.forecasts.add(host, made)
     engine.store.forecasts.prune(host, made_at - KEPT)
     by_model = sum(p.answered == Answerer.MODEL for p in made)

@@ -59,7 +59,7 @@ def panels(draw: st.DrawFn) -> Panel:
                 margin.fleet = draw(st.floats(-0.2, 3))
     standings = {f"cpu-{t}": Standing(model=draw(st.booleans())) for t in ("peak", "mean")}
     models = Two(draw(word), draw(word))
-    return Panel(Rulebook(book), models, "", "m", 1.0, standings, margins=margins, spreads=spreads)
+    return Panel(Rulebook(book), models, "", "m", standings=standings, margins=margins, spreads=spreads)
 
 
 def _anchored(places: list[float]) -> list[float]:

@@ -122,7 +122,11 @@ def test_another_list_of_features_is_refused(store: ModelStore, texts: dict[str,
 def test_what_is_no_model_is_refused(store: ModelStore, texts: dict[str, str]) -> None:
     store.add(card("two"), {KEYS[0]: "tree\nthis is none\n"})
     with pytest.raises(RefusedError, match="none that LightGBM reads"):
-        store.open("two")
+        store.promote("two")
+    for rows in (2, 300):
+        said = store.open("two").predict(KEYS[0], X[:rows], 60)
+        assert isinstance(said, Silence)
+        assert KEYS[0] in said.reason
     (store.folder("one") / "card.json").write_text("{}")
     with pytest.raises(RefusedError, match="cannot be read"):
         store.card("one")
@@ -173,14 +177,14 @@ class Slow:
     def __init__(self) -> None:
         self.go = threading.Event()
 
-    def predict(self, x: Any, **_: Any) -> Any:
+    def predict(self, x: Any) -> Any:
         self.go.wait(60)
         return np.zeros(len(x))
 
 
 def test_a_slow_model_is_silence_in_time_and_holds_up_nobody() -> None:
     slow = Slow()
-    models = Boosters(card(), {"k": slow})  # type: ignore[dict-item]
+    models = Boosters(card(), {"k": slow})
     began = time.monotonic()
     first = models.predict("k", X[:1], 0.05)
     second = models.predict("k", X[:1], 60)
@@ -198,14 +202,14 @@ def test_a_slow_model_is_silence_in_time_and_holds_up_nobody() -> None:
 
 def test_a_model_that_fails_or_answers_nonsense_is_silence() -> None:
     class Broken:
-        def predict(self, x: Any, **_: Any) -> Any:
+        def predict(self, x: Any) -> Any:
             raise OSError
 
     class Nonsense:
-        def predict(self, x: Any, **_: Any) -> Any:
+        def predict(self, x: Any) -> Any:
             return np.full(len(x), np.nan)
 
-    models = Boosters(card(), {"broken": Broken(), "nonsense": Nonsense()})  # type: ignore[dict-item]
+    models = Boosters(card(), {"broken": Broken(), "nonsense": Nonsense()})
     for key in ("broken", "nonsense", "missing"):
         assert isinstance(models.predict(key, X[:2], 10), Silence)
     assert isinstance(models.predict("broken", X[:2, :5], 10), Silence)
