@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,6 +79,20 @@ class Boosters:
                 _booster(key, model.text)
                 _trees(key, model.text)
 
+    def within(self, seconds: float) -> Callable[[str, F32], F32 | Silence]:
+        """What asks as `predict` does; all that is asked through it waits no longer than this in all."""
+        left = seconds
+
+        def ask(key: str, x: F32) -> F32 | Silence:
+            nonlocal left
+            began = time.monotonic()
+            try:
+                return self.predict(key, x, left)
+            finally:
+                left -= time.monotonic() - began
+
+        return ask
+
     def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
         """[rows]: the logarithmic ratio to each row's base. seconds is the whole time that the caller waits."""
         model = self._models.get(key)
@@ -101,7 +115,7 @@ class Boosters:
 
         threading.Thread(target=work, daemon=True, name="boosters").start()
         if not done.wait(max(0.0, end - time.monotonic())) or not answer:
-            return Silence(f"the model did not answer within {seconds:g} s")
+            return Silence(f"the model did not answer within {max(seconds, 0.0):.2g} s")
         return answer[0]
 
     def gains(self, key: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import Features, features
-from hvctl.forecasting.panel import Asked, Panel
+from hvctl.forecasting.panel import Ask, Asked, Panel
 from hvctl.forecasting.rulebook import LENGTHS
 from hvctl.forecasting.series import F32, I64, STEP, UNITS, Cases, Series
 from hvctl.forecasting.spread import MEDIAN, UPPER, between
@@ -52,15 +52,22 @@ def forecast(
     1800 or 3600 s, gap any number of seconds from 0, quantiles from 0.5 to 0.99. What is said of a quantile is the same
     whichever others are asked for; those of one VM never cross, a mean never exceeds its peak, and nothing exceeds the
     VM's size."""
+    ask = None if panel.models is None else panel.models.within(panel.patience)
     found: list[list[Forecast]] = [[] for _ in series.vms]
     for resource in resources or [r for r in series.values if r != "iops"]:
-        for vm, lines in enumerate(_resource(series, panel, resource, horizon, gap, sorted(quantiles))):
+        for vm, lines in enumerate(_resource(series, panel, ask, resource, horizon, gap, sorted(quantiles))):
             found[vm] += lines
     return [line for lines in found for line in lines]
 
 
 def _resource(
-    series: Series, panel: Panel, resource: str, horizon: int, gap: int, quantiles: Sequence[float]
+    series: Series,
+    panel: Panel,
+    ask: Ask | None,
+    resource: str,
+    horizon: int,
+    gap: int,
+    quantiles: Sequence[float],
 ) -> list[list[Forecast]]:
     cases = Cases.now(len(series.vms), series.slots, round(gap / STEP), round(horizon / STEP), LENGTHS[-1])
     history = seen(series, resource)
@@ -69,7 +76,9 @@ def _resource(
     def made() -> Features:
         return features(series, resource, cases)
 
-    peak, mean = (_answer(Asked(series, panel, resource, t, cases, history), made, quantiles) for t in ("peak", "mean"))
+    peak, mean = (
+        _answer(Asked(series, panel, resource, t, cases, history), ask, made, quantiles) for t in ("peak", "mean")
+    )
 
     def line(vm: int, quantile: float) -> Forecast:
         seen_of = int(history[vm])
@@ -100,13 +109,13 @@ def _resource(
     return [[line(vm, q) for q in quantiles] for vm in range(len(series.vms))]
 
 
-def _answer(asked: Asked, made: Callable[[], Features], quantiles: Sequence[float]) -> _Told:
+def _answer(asked: Asked, ask: Ask | None, made: Callable[[], Features], quantiles: Sequence[float]) -> _Told:
     panel, resource, target = asked.panel, asked.resource, asked.target
     standing = panel.standings.get(f"{resource}-{target}", Standing())
-    reason = panel.missing if panel.models is None else standing.reason
+    reason = panel.missing if ask is None else standing.reason
     model: F32 | None = None
-    if panel.models is not None and standing.model:
-        word = asked.model(UPPER, made())
+    if ask is not None and standing.model:
+        word = asked.model(UPPER, ask, made())
         if isinstance(word, str):
             reason = word
         else:
@@ -121,8 +130,8 @@ def _answer(asked: Asked, made: Callable[[], Features], quantiles: Sequence[floa
     alone = set(quantiles) == {UPPER}
     low = None if alone else asked.rule(MEDIAN)
     found = values(Answerer.BASELINE, asked.rule(UPPER), low)
-    if model is not None:
-        median = low if alone else asked.model(MEDIAN, made())
+    if ask is not None and model is not None:
+        median = low if alone else asked.model(MEDIAN, ask, made())
         # A set without a part for the median has the rule's, below its own upper quantile.
         ours = values(Answerer.MODEL, model, low if isinstance(median, str) else median)
         # A model has seen nothing either of a VM that nobody has watched for an hour.

@@ -3,9 +3,9 @@ rules with theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,23 +22,28 @@ PATIENCE: Final = 0.1
 """Seconds that anybody who asks about one VM waits for a model."""
 
 
-class Models(Protocol):
-    """What the boosters are to this module: the logarithmic ratio of each row, or something else for no answer (it has
-    a `reason`)."""
-
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silent: ...
-
-
 class Silent(Protocol):
+    """No answer, and why."""
+
     @property
     def reason(self) -> str: ...
 
 
+Ask: TypeAlias = "Callable[[str, F32], F32 | Silent]"
+"""By key: the logarithmic ratio of each row."""
+
+
+class Models(Protocol):
+    """What the boosters are to this module. What is asked through one `within` takes no longer than that in all."""
+
+    def within(self, seconds: float) -> Ask: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """models: None with missing telling why there are none; patience is the seconds that each may take. standings: by
-    key without the quantile ("cpu-peak"); nobody's standing lets the rule answer. shifts: by full key, logarithmic, of
-    models that have no margin yet.
+    """models: None with missing telling why there are none; patience is the seconds that one answer may wait for them.
+    standings: by key without the quantile ("cpu-peak"); nobody's standing lets the rule answer. shifts: by full key,
+    logarithmic, of models that have no margin yet.
 
     By the key of `voice`: margins (of the 0.95 quantile, in the order of the series' VMs), spreads (its other
     quantiles) and coverages (of the 0.95 quantile, as this node's own record has it).
@@ -91,13 +96,11 @@ class Asked:
         self.known = Known(series.size(resource), self.said["max_7d"])
         self.noise = noise(resource, self.known.largest)
 
-    def model(self, quantile: float, made: Features) -> F32 | str:
+    def model(self, quantile: float, ask: Ask, made: Features) -> F32 | str:
         """With its margin, or why there is no answer. quantile is one that models are made for."""
         panel, size = self.panel, self.known.size
-        if panel.models is None:
-            return panel.missing
         key = key_of(self.resource, self.target, quantile)
-        word = panel.models.predict(key, made.x, panel.patience)
+        word = ask(key, made.x)
         if not isinstance(word, np.ndarray):
             return word.reason
         value = made.value(word)

@@ -107,7 +107,7 @@ def part(series: Series, resource: str, cases: Cases, *, peak: bool) -> Part:
 
 def raw(models: Models, key: str, p: Part) -> F32:
     """The model's own quantile, without any margin; UsageError if the model does not answer."""
-    said = models.predict(key, p.made.x, PATIENCE)
+    said = models.within(PATIENCE)(key, p.made.x)
     if not isinstance(said, np.ndarray):
         raise UsageError(f"the model cannot be judged: {said.reason}.", "hvctl model list")
     return capped(p.made.value(said), p.known.size)

@@ -20,7 +20,7 @@ from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, TARGETS, drawn, material, parameters
-from hvctl.forecasting.panel import Panel, key_of
+from hvctl.forecasting.panel import PATIENCE, Panel, key_of
 from hvctl.forecasting.rulebook import Rulebook, load_book
 from hvctl.forecasting.series import F32, RESOURCES, Series
 from hvctl.forecasting.spread import Spread
@@ -200,4 +200,4 @@ def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -
         models = store.open(card.id)
     except HvctlError as e:
         return Panel(book=book, missing=e.message, standings=known, spreads=spreads)
-    return Panel(book, models, "", card.id, max(age, 0.0), standings=known, shifts=card.shifts, spreads=spreads)
+    return Panel(book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, spreads=spreads)

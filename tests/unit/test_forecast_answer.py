@@ -17,7 +17,7 @@ from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
-from hvctl.forecasting.panel import PATIENCE, Panel
+from hvctl.forecasting.panel import PATIENCE, Ask, Panel
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
 from hvctl.model.forecast import Answerer, Forecast
@@ -29,17 +29,20 @@ WON = {f"{r}-{t}": Standing(0.8, 1.0, 1000, 50, True) for r in FLEET.values for 
 
 @dataclass
 class Oracle:
-    """Answers the same ratio for every row; asked remembers how long it might have taken."""
+    """Answers the same ratio for every row; asked remembers the keys, waited how long it might have taken for them."""
 
     ratio: float = 0.0
     silence: str | None = None
-    asked: tuple[float, ...] = ()
+    asked: tuple[str, ...] = ()
+    waited: tuple[float, ...] = ()
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
-        self.asked = (*self.asked, seconds)
-        if self.silence:
-            return Silence(self.silence)
-        return np.full(len(x), self.ratio, np.float32)
+    def within(self, seconds: float) -> Ask:
+        self.waited = (*self.waited, seconds)
+        return self.say
+
+    def say(self, key: str, x: F32) -> F32 | Silence:
+        self.asked = (*self.asked, key)
+        return Silence(self.silence) if self.silence else np.full(len(x), self.ratio, np.float32)
 
 
 def panel(models: Oracle | None, **more: object) -> Panel:
@@ -95,8 +98,8 @@ def test_the_model_answers_where_it_has_won() -> None:
     other = one(found, resource="disk")
     assert other.answered is Answerer.BASELINE
     assert "often enough" in other.reason
-    assert len(models.asked) == 2
-    assert set(models.asked) == {PATIENCE}
+    assert models.asked == ("cpu-peak-0.95", "cpu-peak-0.5")
+    assert models.waited == (PATIENCE,)
 
 
 def test_margins_raise_what_the_model_says() -> None:

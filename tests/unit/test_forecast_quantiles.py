@@ -14,7 +14,7 @@ from hvctl.adapters.boosters import Silence
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
-from hvctl.forecasting.panel import Panel, voice
+from hvctl.forecasting.panel import Ask, Panel, voice
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
 from hvctl.forecasting.spread import LEVELS, MEDIAN, UPPER, Spread, between, calibrated, spread
@@ -32,7 +32,10 @@ class Two:
     def __init__(self, median: float | None, upper: float | None) -> None:
         self.words = {"0.5": median, "0.95": upper}
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
+    def within(self, seconds: float) -> Ask:
+        return self.say
+
+    def say(self, key: str, x: F32) -> F32 | Silence:
         word = self.words[key.rpartition("-")[2]]
         return Silence("it is asleep") if word is None else np.full(len(x), word, np.float32)
 

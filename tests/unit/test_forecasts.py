@@ -28,6 +28,7 @@ from hvctl.model.restart import Restart
 from hvctl.model.sample import EventKind, Sample, VmEvent
 from hvctl.operations import explain as explaining
 from hvctl.operations import forecast as verbs
+from hvctl.operations import model as models
 from hvctl.operations import profile
 from hvctl.operations.forecast import Question, forecast_vm
 from unit.commandline import Run, runner
@@ -72,8 +73,9 @@ def text() -> str:
 
 
 @pytest.fixture
-def won(engine: Engine, text: str) -> str:
-    """A model in use that has won with the CPU."""
+def won(engine: Engine, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model in use that has won with the CPU, and is not too slow on a busy machine."""
+    monkeypatch.setattr(models, "PATIENCE", 60.0)
     card = ModelCard("one", "2026-01-01T00:00:00Z", "fleet", 1, 1.0, 1000, feature_hash(), len(FEATURES), {}, {})
     store = ModelStore(engine.settings)
     store.add(card, {"cpu-peak-0.95": text})

@@ -23,7 +23,7 @@ from hvctl.errors import RefusedError
 from hvctl.forecasting import arbiter, margin
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
-from hvctl.forecasting.panel import Panel
+from hvctl.forecasting.panel import Ask, Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.jobs.catalog import JOBS, Node, perform
 from hvctl.model.allocation import Allocation, Record, Resources
@@ -69,7 +69,10 @@ class Oracle:
     ratio: float = 0.0
     targets: tuple[str, ...] = ("peak",)
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
+    def within(self, seconds: float) -> Ask:
+        return self.say
+
+    def say(self, key: str, x: F32) -> F32 | Silence:
         known = key.split("-")[1] in self.targets
         return np.full(len(x), self.ratio, np.float32) if known else Silence("no part")
 
