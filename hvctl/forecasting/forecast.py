@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
@@ -14,7 +14,8 @@ from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import Features, features
 from hvctl.forecasting.panel import Ask, Asked, Panel
 from hvctl.forecasting.rulebook import LENGTHS
-from hvctl.forecasting.series import F32, I64, STEP, UNITS, Cases, Series
+from hvctl.forecasting.rules import rules
+from hvctl.forecasting.series import F32, I64, STEP, TARGETS, UNITS, Cases, Series
 from hvctl.forecasting.spread import MEDIAN, UPPER, between
 from hvctl.model.forecast import Answerer, Forecast
 
@@ -52,61 +53,74 @@ def forecast(
     1800 or 3600 s, gap any number of seconds from 0, quantiles from 0.5 to 0.99. What is said of a quantile is the same
     whichever others are asked for; those of one VM never cross, a mean never exceeds its peak, and nothing exceeds the
     VM's size."""
-    ask = None if panel.models is None else panel.models.within(panel.patience)
-    found: list[list[Forecast]] = [[] for _ in series.vms]
-    for resource in resources or [r for r in series.values if r != "iops"]:
-        for vm, lines in enumerate(_resource(series, panel, ask, resource, horizon, gap, sorted(quantiles))):
-            found[vm] += lines
-    return [line for lines in found for line in lines]
+    (found,) = forecasts(series, [panel], resources=resources, horizon=horizon, gap=gap, quantiles=quantiles)
+    return found
 
 
-def _resource(
+def forecasts(
     series: Series,
-    panel: Panel,
-    ask: Ask | None,
+    panels: Sequence[Panel],
+    *,
+    resources: Sequence[str] | None = None,
+    horizon: int = 3600,
+    gap: int = 0,
+    quantiles: Sequence[float] = (MEDIAN, UPPER),
+) -> list[list[Forecast]]:
+    """What each of several panels answers; rules and features are computed once for all."""
+    asks = [None if p.models is None else p.models.within(p.patience) for p in panels]
+    found: list[list[list[Forecast]]] = [[[] for _ in series.vms] for _ in panels]
+    cases = Cases.now(len(series.vms), series.slots, round(gap / STEP), round(horizon / STEP), LENGTHS[-1])
+    for resource in resources or [r for r in series.values if r != "iops"]:
+        said = {t: rules(series, resource, cases, peak=t == "peak") for t in TARGETS}
+        history = seen(series, resource)
+        made = cache(partial(features, series, resource, cases))
+        for panel, ask, lines in zip(panels, asks, found, strict=True):
+            told = {}
+            for target in TARGETS:
+                asked = Asked(panel, resource, target, said[target], series.size(resource), history)
+                told[target] = _answer(asked, ask, made, sorted(quantiles))
+            for vm, name in enumerate(series.vms):
+                lines[vm] += [
+                    _line(name, vm, resource, q, horizon, gap, int(history[vm]), panel, told) for q in sorted(quantiles)
+                ]
+    return [[line for lines in by_vm for line in lines] for by_vm in found]
+
+
+def _line(
+    name: str,
+    vm: int,
     resource: str,
+    quantile: float,
     horizon: int,
     gap: int,
-    quantiles: Sequence[float],
-) -> list[list[Forecast]]:
-    cases = Cases.now(len(series.vms), series.slots, round(gap / STEP), round(horizon / STEP), LENGTHS[-1])
-    history = seen(series, resource)
-
-    @cache
-    def made() -> Features:
-        return features(series, resource, cases)
-
-    peak, mean = (
-        _answer(Asked(series, panel, resource, t, cases, history), ask, made, quantiles) for t in ("peak", "mean")
+    history: int,
+    panel: Panel,
+    told: Mapping[str, _Told],
+) -> Forecast:
+    peak, mean = told["peak"], told["mean"]
+    answered, rule = peak.by(vm, quantile, panel, history)
+    mean_answered, mean_rule = mean.by(vm, quantile, panel, history)
+    few = answered is Answerer.TOO_LITTLE_HISTORY
+    highest = float(peak.values[quantile][vm])
+    return Forecast(
+        vm=name,
+        resource=resource,
+        unit=UNITS[resource],
+        quantile=quantile,
+        horizon=horizon,
+        gap=gap,
+        peak=highest,
+        mean=min(float(mean.values[quantile][vm]), highest),
+        coverage=panel.coverage(answered, resource, quantile),
+        answered=answered,
+        rule=rule,
+        mean_answered=mean_answered,
+        mean_rule=mean_rule,
+        history=history * STEP,
+        reason=f"only {history * STEP // 60} minutes of it were seen" if few else peak.reason,
+        model=panel.name,
+        model_age=panel.age,
     )
-
-    def line(vm: int, quantile: float) -> Forecast:
-        seen_of = int(history[vm])
-        answered, rule = peak.by(vm, quantile, panel, seen_of)
-        mean_answered, mean_rule = mean.by(vm, quantile, panel, seen_of)
-        few = answered is Answerer.TOO_LITTLE_HISTORY
-        highest = float(peak.values[quantile][vm])
-        return Forecast(
-            vm=series.vms[vm],
-            resource=resource,
-            unit=UNITS[resource],
-            quantile=quantile,
-            horizon=horizon,
-            gap=gap,
-            peak=highest,
-            mean=min(float(mean.values[quantile][vm]), highest),
-            coverage=panel.coverage(answered, resource, quantile),
-            answered=answered,
-            rule=rule,
-            mean_answered=mean_answered,
-            mean_rule=mean_rule,
-            history=seen_of * STEP,
-            reason=f"only {seen_of * STEP // 60} minutes of it were seen" if few else peak.reason,
-            model=panel.name,
-            model_age=panel.age,
-        )
-
-    return [[line(vm, q) for q in quantiles] for vm in range(len(series.vms))]
 
 
 def _answer(asked: Asked, ask: Ask | None, made: Callable[[], Features], quantiles: Sequence[float]) -> _Told:

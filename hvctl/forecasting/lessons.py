@@ -13,7 +13,6 @@ from hvctl.forecasting.features import features
 from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
 
 QUANTILES: Final = (0.5, 0.95)
-TARGETS: Final = ("peak", "mean")
 PRICING: Final = 0.5
 GAPS: Final = (0, 6, 48)
 HISTORIES: Final = (12, 72, 288, 2016)

@@ -13,9 +13,8 @@ from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import Features
 from hvctl.forecasting.margin import Known, OnlineMargin, capped
 from hvctl.forecasting.rulebook import Rulebook
-from hvctl.forecasting.rules import rules
-from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series
-from hvctl.forecasting.spread import UPPER, Spread
+from hvctl.forecasting.series import F32, FLOOR, I64
+from hvctl.forecasting.spread import NORMAL, UPPER, Spread
 from hvctl.model.forecast import Answerer
 
 PATIENCE: Final = 0.1
@@ -62,7 +61,7 @@ class Panel:
     coverages: Mapping[str, float] = field(default_factory=dict)
 
     def spread(self, answerer: Answerer, resource: str, target: str) -> Spread:
-        return self.spreads.get(voice(answerer, resource, target), Spread())
+        return self.spreads.get(voice(answerer, resource, target), NORMAL)
 
     def coverage(self, answerer: Answerer, resource: str, quantile: float) -> float | None:
         """Of peaks: on this node's record, or else on the card's; None: nobody knows."""
@@ -87,13 +86,14 @@ def noise(resource: str, largest: F32) -> F32:
 
 
 class Asked:
-    """Peak or mean of one resource of all VMs, with the history of each in slots."""
+    """Peak or mean of one resource of all VMs, with what each rule says of them and the history of each in slots."""
 
-    def __init__(self, series: Series, panel: Panel, resource: str, target: str, cases: Cases, history: I64) -> None:
-        self.series, self.panel, self.resource, self.target = series, panel, resource, target
-        self.cases, self.history = cases, history
-        self.said = rules(series, resource, cases, peak=target == "peak")
-        self.known = Known(series.size(resource), self.said["max_7d"])
+    def __init__(
+        self, panel: Panel, resource: str, target: str, said: Mapping[str, F32], size: F32, history: I64
+    ) -> None:
+        self.panel, self.resource, self.target, self.history = panel, resource, target, history
+        self._said = said
+        self.known = Known(size, said["max_7d"])
         self.noise = noise(resource, self.known.largest)
 
     def model(self, quantile: float, ask: Ask, made: Features) -> F32 | str:
@@ -111,7 +111,7 @@ class Asked:
 
     def rule(self, quantile: float) -> F32:
         key = key_of(self.resource, self.target, quantile)
-        value = self.panel.book.answer(key, self.said, self.history, self.known, FLOOR[self.resource])
+        value = self.panel.book.answer(key, self._said, self.history, self.known, FLOOR[self.resource])
         margin = self.panel.margins.get(voice(Answerer.BASELINE, self.resource, self.target))
         if margin is None or quantile != UPPER:
             return value

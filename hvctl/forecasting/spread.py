@@ -4,7 +4,7 @@ its continuation, at a place that was calibrated on past cases. Places grow with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
@@ -26,16 +26,11 @@ def _normal(quantile: float) -> float:
     return NormalDist().inv_cdf(quantile)
 
 
-def _places_of_normal() -> tuple[Level, ...]:
-    """Where nothing was calibrated: as if the logarithm of demand were normal, and nobody knows the coverage."""
-    return tuple(Level(q, _normal(q) / _normal(UPPER), None) for q in LEVELS)
-
-
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Levels in the order of their quantiles, the median at place 0 and the upper quantile at place 1."""
 
-    levels: tuple[Level, ...] = field(default_factory=_places_of_normal)
+    levels: tuple[Level, ...]
 
     def place(self, quantile: float) -> float:
         if quantile in (MEDIAN, UPPER):
@@ -49,6 +44,10 @@ class Spread:
         if not known or not known[0][0] <= quantile <= known[-1][0]:
             return None
         return float(np.interp(quantile, [q for q, _ in known], [c for _, c in known]))
+
+
+# Where nothing was calibrated: as if the logarithm of demand were normal, and nobody knows the coverage.
+NORMAL: Final = Spread(tuple(Level(q, _normal(q) / _normal(UPPER), None) for q in LEVELS))
 
 
 def between(median: F32, upper: F32, place: float, floor: F32 | float) -> F32:

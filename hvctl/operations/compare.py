@@ -13,11 +13,10 @@ import numpy as np
 from hvctl.engine.operate import Engine
 from hvctl.forecasting.arbiter import MIN_CASES, Standing, learn
 from hvctl.forecasting.drift import Coverage
-from hvctl.forecasting.lessons import TARGETS
 from hvctl.forecasting.margin import OnlineMargin
 from hvctl.forecasting.panel import Panel, key_of, voice
 from hvctl.forecasting.score import pinball
-from hvctl.forecasting.series import F32, RESOURCES
+from hvctl.forecasting.series import F32, RESOURCES, TARGETS
 from hvctl.forecasting.spread import UPPER
 from hvctl.model.forecast import Answerer
 from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin

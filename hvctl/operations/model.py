@@ -19,10 +19,10 @@ from hvctl.adapters.modelstore import ModelStore
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
-from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, TARGETS, drawn, material, parameters
+from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, drawn, material, parameters
 from hvctl.forecasting.panel import PATIENCE, Panel, key_of
 from hvctl.forecasting.rulebook import Rulebook, load_book
-from hvctl.forecasting.series import F32, RESOURCES, Series
+from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Series
 from hvctl.forecasting.spread import Spread
 from hvctl.forecasting.trial import DAY, QUANTILE, Split, Trial, split, trial
 from hvctl.model.forecast import Metric, ModelCard

@@ -3,7 +3,6 @@ answer: the model and the best rule are both asked each time, whoever answers.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -12,17 +11,16 @@ import numpy as np
 
 from hvctl.engine.operate import Engine
 from hvctl.forecasting.arbiter import Standing
-from hvctl.forecasting.forecast import forecast
-from hvctl.forecasting.lessons import TARGETS, scales
+from hvctl.forecasting.forecast import forecasts
+from hvctl.forecasting.lessons import scales
 from hvctl.forecasting.panel import Panel
-from hvctl.forecasting.series import RESOURCES, STEP, Cases, Series, outcomes
+from hvctl.forecasting.series import RESOURCES, STEP, TARGETS, Cases, Series, outcomes
 from hvctl.forecasting.spread import UPPER
-from hvctl.model.forecast import Answerer, Forecast
+from hvctl.model.forecast import Answerer
 from hvctl.model.prediction import Prediction
 from hvctl.operations import model as models
 from hvctl.operations.compare import AWAITED, HORIZON, learned
 from hvctl.operations.forecast import panel_of
-from hvctl.operations.series import history
 
 KEPT: Final = 86400.0
 """Seconds that forecasts are kept; what was worth learning of them stands in the standings."""
@@ -31,9 +29,9 @@ PATIENCE: Final = 30.0
 _ALIVE: Final = 12  # slots within which something was measured of a VM that is forecast
 
 
-def refresh(engine: Engine) -> str:
-    """What was done. Repeated before there is a new five-minute row it changes nothing."""
-    series = history(engine)
+def refresh(engine: Engine, series: Series) -> str:
+    """What was done with the last week of the record. Repeated before there is a new five-minute row it changes
+    nothing."""
     if not series.vms:
         return "nothing was measured yet"
     host, made_at = engine.facts.name, series.start + series.slots * STEP
@@ -57,10 +55,10 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
     if not len(series.vms):
         return []
     nobody = replace(panel, models=None, standings={}, missing=panel.missing or "not asked")
-    rules = _asked(series, nobody, resources)
     # Everybody's word, whoever answers: as if the model had won everything.
     won = {f"{r}-{t}": Standing(model=True) for r in resources for t in TARGETS}
-    ours = {} if panel.models is None else _asked(series, replace(panel, standings=won), resources)
+    said = forecasts(series, [nobody, replace(panel, standings=won)], resources=resources, quantiles=(UPPER,))
+    rules, models = ({(line.vm, line.resource): line for line in lines} for lines in said)
     scale = {r: scales(series, r) for r in resources}
     found = []
     for i, vm in enumerate(series.vms):
@@ -68,25 +66,31 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
             rule = rules[vm, resource]
             if not rule.history:
                 continue
-            said = ours.get((vm, resource), rule)
+            model = models[vm, resource]
             peak, mean = (
-                said if by is Answerer.MODEL and panel.standings.get(f"{resource}-{t}", Standing()).model else rule
-                for t, by in (("peak", said.answered), ("mean", said.mean_answered))
+                model if by is Answerer.MODEL and panel.standings.get(f"{resource}-{t}", Standing()).model else rule
+                for t, by in (("peak", model.answered), ("mean", model.mean_answered))
             )
             found.append(
                 Prediction(
-                    made_at, vm, resource, rule.horizon, rule.quantile, peak.peak, min(mean.mean, peak.peak), peak.rule,
-                    peak.answered.value, panel.name, said.peak if said.answered is Answerer.MODEL else None, rule.peak,
-                    float(scale[resource][i]), None, said.mean if said.mean_answered is Answerer.MODEL else None,
-                    rule.mean,
+                    made_at=made_at,
+                    vm_uuid=vm,
+                    resource=resource,
+                    horizon=rule.horizon,
+                    quantile=rule.quantile,
+                    peak=peak.peak,
+                    mean=min(mean.mean, peak.peak),
+                    rule=peak.rule,
+                    answered=peak.answered.value,
+                    model=panel.name,
+                    model_peak=model.peak if model.answered is Answerer.MODEL else None,
+                    rule_peak=rule.peak,
+                    scale=float(scale[resource][i]),
+                    model_mean=model.mean if model.mean_answered is Answerer.MODEL else None,
+                    rule_mean=rule.mean,
                 )
-            )  # fmt: skip
+            )
     return found
-
-
-def _asked(series: Series, panel: Panel, resources: Sequence[str]) -> Mapping[tuple[str, str], Forecast]:
-    said = forecast(series, panel, resources=resources, horizon=HORIZON, quantiles=(UPPER,))
-    return {(line.vm, line.resource): line for line in said}
 
 
 def _look_back(engine: Engine, series: Series, now: int) -> int:

@@ -17,7 +17,7 @@ from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
 from hvctl.forecasting.panel import Ask, Panel, voice
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
-from hvctl.forecasting.spread import LEVELS, MEDIAN, UPPER, Spread, between, calibrated, spread
+from hvctl.forecasting.spread import LEVELS, MEDIAN, NORMAL, UPPER, Spread, between, calibrated, spread
 from hvctl.model.forecast import Answerer, Level
 from unit.fleets import fleet
 
@@ -105,8 +105,8 @@ def test_every_value_lies_between_its_ends() -> None:
     assert between(median, upper, 1.0, 0.1) is upper
     np.testing.assert_allclose(between(median, upper, 0.5, 1e-6), [1, 4, 0], rtol=1e-4)
     np.testing.assert_allclose(between(median, upper, 1.5, 1e-6), [1, 16, 0], rtol=1e-4)
-    assert Spread().place(0.8) == pytest.approx(0.842 / 1.645, abs=1e-3)
-    assert Spread().coverage(0.8) is None
+    assert NORMAL.place(0.8) == pytest.approx(0.842 / 1.645, abs=1e-3)
+    assert NORMAL.coverage(0.8) is None
 
 
 def test_places_that_were_calibrated_cover_what_they_state() -> None:
@@ -126,7 +126,7 @@ def test_places_that_were_calibrated_cover_what_they_state() -> None:
     assert [level.quantile for level in found.levels] == list(LEVELS)
     for level in found.levels:
         assert level.coverage == pytest.approx(level.quantile, abs=0.01)
-    assert found.place(0.99) > 1.2 * Spread().place(0.99)
+    assert found.place(0.99) > 1.2 * NORMAL.place(0.99)
     told = between(median, upper, found.place(0.85), floor)
     assert float((test <= told).mean()) == pytest.approx(0.85, abs=0.01)
     assert found.coverage(0.85) == pytest.approx(0.85, abs=0.01)

@@ -32,15 +32,17 @@ from hvctl.model.job import RunState
 from hvctl.model.pool import Rung
 from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
 from hvctl.model.restart import Restart
-from hvctl.model.sample import Sample
-from hvctl.operations import compare, interrupt
+from hvctl.model.sample import EventKind, Sample, VmEvent
+from hvctl.operations import compare, interrupt, recent
 from hvctl.operations import forecast as forecasts
 from hvctl.operations import model as models
 from hvctl.operations import pool as pools
+from hvctl.operations import refresh as refreshing
 from hvctl.operations import retrain as training
-from hvctl.operations.refresh import HORIZON, refresh
+from hvctl.operations.compare import HORIZON
+from hvctl.operations.recent import OVERLAP, WHOLE, Recent
 from hvctl.operations.retrain import retrain
-from hvctl.operations.series import history
+from hvctl.operations.series import WEEK, history
 from hvctl.operations.top import Resource, Top, Use, kept_forecasts
 from unit.commandline import Run, runner
 from unit.fleets import fleet
@@ -83,6 +85,10 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     said = Oracle()
     monkeypatch.setattr(models, "panel", lambda _settings: Panel(models=said, missing="", name="m1", age=1.0))
     return said
+
+
+def refresh(engine: Engine) -> str:
+    return refreshing.refresh(engine, history(engine))
 
 
 def kept(engine: Engine) -> dict[tuple[str, str], Prediction]:
@@ -301,6 +307,55 @@ def test_old_forecasts_go(engine: Engine) -> None:
     engine.store.forecasts.add(host, [old, old._replace(made_at=END - 80000)])
     refresh(engine)
     assert {p.made_at for p in engine.store.forecasts.made(host, 0, NOW)} == {END - 80000, END}
+
+
+# --- the week in memory
+
+
+def same(one: Series, other: Series) -> None:
+    assert (one.vms, one.start, one.slots) == (other.vms, other.start, other.slots)
+    for resource, values in other.values.items():
+        np.testing.assert_array_equal(one.values[resource], values)
+        np.testing.assert_array_equal(one.size(resource), other.size(resource))
+    assert one.starts is not None
+    assert other.starts is not None
+    np.testing.assert_array_equal(one.starts, other.starts)
+
+
+def test_the_week_in_memory_is_the_record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def counted(engine: Engine, uuids: Any = None, seconds: float = WEEK, until: float | None = None) -> Series:
+        asked.append(seconds)
+        return history(engine, uuids, seconds, until)
+
+    monkeypatch.setattr(recent, "history", counted)
+    whole = fleet(4, 0.5)
+    whole.values["memory"][1] = np.nan
+    store = engine.store.samples
+    memory = Recent()
+
+    def until(slots: int, vms: list[int]) -> None:
+        """What is written by then: all rows of these VMs up to so many slots before the end, some again."""
+        part = whole.take(vms).until(whole.slots - slots)
+        put(engine, part, end=NOW - STEP * slots)
+        same(memory.series(engine), history(engine))
+
+    until(14, [0, 1])
+    until(13, [0, 1])
+    # One of them is behind by some slots, and so are two that are new.
+    until(9, [0])
+    until(8, [0, 1, 2, 3])
+    event = VmEvent("vm-2", "c", EventKind.RESTART, NOW - STEP * 8 - 30, "", None)
+    store.add(engine.facts.name, [], [event])
+    until(5, [0, 1, 2, 3])
+    assert asked == [WEEK, *[OVERLAP + STEP * n for n in (1, 4, 1)], WEEK, OVERLAP + STEP * 3]
+    # All are off, for an hour and more: everything is read again by then.
+    for hours in (0.5, 1.5):
+        engine.clock = lambda at=NOW + 3600 * hours: at  # type: ignore[misc]
+        same(memory.series(engine), history(engine))
+    assert asked[-1] == WEEK
+    assert WHOLE == 3600
 
 
 # --- who reads them
