@@ -135,6 +135,16 @@ def test_places_that_were_calibrated_cover_what_they_state() -> None:
     assert line.coverage == found.coverage(0.85)
 
 
+def test_places_stay_on_their_side_whatever_the_cases_say() -> None:
+    """Demand that never exceeds the median, and demand that always exceeds the upper quantile."""
+    ones, none = np.ones(50, np.float32), np.zeros(50, np.float32)
+    for actual in (0.5 * ones, 9 * ones):
+        places = calibrated(actual, ones, 2 * ones, none)
+        assert (places[MEDIAN], places[UPPER]) == (0, 1)
+        assert all(0 <= place <= 1 for q, place in places.items() if q < UPPER)
+        assert all(place >= 1 for q, place in places.items() if q > UPPER)
+
+
 def test_the_nodes_own_record_states_the_upper_coverage() -> None:
     found = Spread(tuple(Level(q, float(q > 0.5), q - 0.01) for q in (0.5, 0.95)))
     key = voice(Answerer.BASELINE, "cpu", "peak")
