@@ -3,7 +3,7 @@ its continuation, at a place that was calibrated on past cases. Places grow with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -61,15 +61,13 @@ def between(median: F32, upper: F32, place: float, floor: F32 | float) -> F32:
     return np.asarray(np.clip(told, median, upper) if place < 1 else np.maximum(told, upper), np.float32)
 
 
-def calibrated(
-    actual: F32, median: F32, upper: F32, floor: F32, levels: Sequence[float] = LEVELS
-) -> Mapping[float, float]:
+def calibrated(actual: F32, median: F32, upper: F32, floor: F32) -> Mapping[float, float]:
     """The place of each quantile at which that share of these cases stays below."""
     low, high = (np.log(np.asarray(v, np.float64) + floor) for v in (np.minimum(median, upper), upper))
     way = np.maximum(high - low, 1e-6)
     needed = ((np.log(np.asarray(actual, np.float64) + floor) - low) / way).astype(np.float32)
     ones = np.ones_like(needed)
-    found = {q: float(np.clip(quantile_of(needed, ones, q), 0.0, _FARTHEST)) for q in levels}
+    found = {q: float(np.clip(quantile_of(needed, ones, q), 0.0, _FARTHEST)) for q in LEVELS}
     return {
         q: 0.0 if q == MEDIAN else 1.0 if q == UPPER else min(place, 1.0) if q < UPPER else max(place, 1.0)
         for q, place in found.items()
