@@ -153,7 +153,9 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
         "baseline_reserved": str(thrifty),
         "composite": {HISTORY_NAMES[h]: str(x) for h, x in choices.items()},
         "shift": float(np.exp(shift)),
-        "spreads": {voice: [[x.quantile, x.place, x.coverage] for x in levels] for voice, levels in spreads.items()},
+        "spreads": {
+            voice: [[x.quantile, x.place, x.margin, x.coverage] for x in levels] for voice, levels in spreads.items()
+        },
     }
     lines = by_history(t, ours, rule, mixed, resource, target)
     others = baselines(c, t, floor, resource, target)

@@ -16,7 +16,7 @@ from hvctl.forecasting.panel import Ask, Asked, Panel
 from hvctl.forecasting.rulebook import LENGTHS
 from hvctl.forecasting.rules import rules
 from hvctl.forecasting.series import F32, I64, STEP, TARGETS, UNITS, Cases, Series
-from hvctl.forecasting.spread import MEDIAN, UPPER, between
+from hvctl.forecasting.spread import MEDIAN, UPPER, value
 from hvctl.model.forecast import Answerer, Forecast
 
 ENOUGH: Final = LENGTHS[0]  # slots: below an hour of history nothing is more than a guess
@@ -137,8 +137,11 @@ def _answer(asked: Asked, ask: Ask | None, made: Callable[[], Features], quantil
 
     def values(by: Answerer, upper: F32, median: F32 | None) -> dict[float, F32]:
         low = upper if median is None else np.minimum(median, upper)
-        places = {q: panel.spread(by, resource, target).place(q) for q in quantiles}
-        return {q: np.fmin(between(low, upper, p, asked.noise), asked.known.size) for q, p in places.items()}
+        at = {q: panel.spread(by, resource, target).at(q) for q in quantiles}
+        return {
+            q: np.fmin(value(low, upper, place, margin, asked.noise), asked.known.size)
+            for q, (place, margin) in at.items()
+        }
 
     # The median is asked for only where it decides anything, and never lifts the upper quantile.
     alone = set(quantiles) == {UPPER}

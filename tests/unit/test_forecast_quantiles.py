@@ -17,7 +17,7 @@ from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
 from hvctl.forecasting.panel import Ask, Panel, voice
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
-from hvctl.forecasting.spread import LEVELS, MEDIAN, NORMAL, UPPER, Spread, between, calibrated, spread
+from hvctl.forecasting.spread import LEVELS, MEDIAN, NORMAL, UPPER, Spread, calibrated, spread, value
 from hvctl.model.forecast import Answerer, Level
 from unit.fleets import fleet
 
@@ -53,9 +53,13 @@ def panels(draw: st.DrawFn) -> Panel:
                 book[f"cpu-{target}-{q}"] = {12: rule}
         for by in (Answerer.MODEL, Answerer.BASELINE):
             places = sorted(draw(st.lists(st.floats(0, 3), min_size=len(LEVELS), max_size=len(LEVELS))))
+            added = sorted(draw(st.lists(st.floats(0, 3), min_size=2, max_size=2)))
             if draw(st.booleans()):
                 spreads[voice(by, "cpu", target)] = Spread(
-                    tuple(Level(q, p, None) for q, p in zip(LEVELS, _anchored(places), strict=True))
+                    tuple(
+                        Level(q, p, m, None)
+                        for q, p, m in zip(LEVELS, _anchored(places), [0.0] * 6 + added, strict=True)
+                    )
                 )
             if draw(st.booleans()):
                 margin = margins[voice(by, "cpu", target)] = OnlineMargin(3, UPPER)
@@ -101,11 +105,12 @@ def test_a_median_of_a_rule_lifts_no_upper_quantile() -> None:
 
 def test_every_value_lies_between_its_ends() -> None:
     median, upper = np.array([1, 2, 0], np.float32), np.array([1, 8, 0], np.float32)
-    assert between(median, upper, 0.0, 0.1) is median
-    assert between(median, upper, 1.0, 0.1) is upper
-    np.testing.assert_allclose(between(median, upper, 0.5, 1e-6), [1, 4, 0], rtol=1e-4)
-    np.testing.assert_allclose(between(median, upper, 1.5, 1e-6), [1, 16, 0], rtol=1e-4)
-    assert NORMAL.place(0.8) == pytest.approx(0.842 / 1.645, abs=1e-3)
+    assert value(median, upper, 0.0, 0.0, 0.1) is median
+    assert value(median, upper, 1.0, 0.0, 0.1) is upper
+    np.testing.assert_allclose(value(median, upper, 0.5, 0.0, 1e-6), [1, 4, 0], rtol=1e-4)
+    np.testing.assert_allclose(value(median, upper, 1.5, 0.0, 1e-6), [1, 16, 0], rtol=1e-4)
+    np.testing.assert_allclose(value(median, upper, 1.0, np.log(2), 1e-6), [2, 16, 1e-6], rtol=1e-4)
+    assert NORMAL.at(0.8) == (pytest.approx(0.842 / 1.645, abs=1e-3), 0)
     assert NORMAL.coverage(0.8) is None
 
 
@@ -126,8 +131,7 @@ def test_places_that_were_calibrated_cover_what_they_state() -> None:
     assert [level.quantile for level in found.levels] == list(LEVELS)
     for level in found.levels:
         assert level.coverage == pytest.approx(level.quantile, abs=0.01)
-    assert found.place(0.99) > 1.2 * NORMAL.place(0.99)
-    told = between(median, upper, found.place(0.85), floor)
+    told = value(median, upper, *found.at(0.85), floor)
     assert float((test <= told).mean()) == pytest.approx(0.85, abs=0.01)
     assert found.coverage(0.85) == pytest.approx(0.85, abs=0.01)
     panel = Panel(spreads={voice(Answerer.BASELINE, "cpu", "peak"): found})
@@ -135,18 +139,18 @@ def test_places_that_were_calibrated_cover_what_they_state() -> None:
     assert line.coverage == found.coverage(0.85)
 
 
-def test_places_stay_on_their_side_whatever_the_cases_say() -> None:
+def test_places_and_margins_stay_on_their_side_whatever_the_cases_say() -> None:
     """Demand that never exceeds the median, and demand that always exceeds the upper quantile."""
     ones, none = np.ones(50, np.float32), np.zeros(50, np.float32)
-    for actual in (0.5 * ones, 9 * ones):
-        places = calibrated(actual, ones, 2 * ones, none)
-        assert (places[MEDIAN], places[UPPER]) == (0, 1)
-        assert all(0 <= place <= 1 for q, place in places.items() if q < UPPER)
-        assert all(place >= 1 for q, place in places.items() if q > UPPER)
+    for actual, added in ((0.5 * ones, 0), (9 * ones, np.log(4.5))):
+        found = calibrated(actual, ones, 2 * ones, none)
+        assert (found[MEDIAN], found[UPPER]) == ((0, 0), (1, 0))
+        assert all(0 <= place <= 1 and margin == 0 for q, (place, margin) in found.items() if q < UPPER)
+        assert all(m == (1, pytest.approx(added, rel=1e-4)) for q, m in found.items() if q > UPPER)
 
 
 def test_the_nodes_own_record_states_the_upper_coverage() -> None:
-    found = Spread(tuple(Level(q, float(q > 0.5), q - 0.01) for q in (0.5, 0.95)))
+    found = Spread(tuple(Level(q, float(q > 0.5), 0.0, q - 0.01) for q in (0.5, 0.95)))
     key = voice(Answerer.BASELINE, "cpu", "peak")
     panel = Panel(spreads={key: found}, coverages={key: 0.97})
     low, high, *_ = forecast(FLEET, panel, resources=["cpu"])
