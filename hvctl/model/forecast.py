@@ -64,8 +64,7 @@ class Metric:
 @dataclass(frozen=True, slots=True)
 class Level:
     """One quantile of a spread: its place on the line from the median (0) to the 0.95 quantile (1), the logarithm that
-    is added there, and the share of cases that stayed below on VMs and days that were not tuned on (None: nobody knows).
-    """
+    is added there, and the share of cases that stayed below on VMs and days that were not tuned on (None: unknown)."""
 
     quantile: float
     place: float
