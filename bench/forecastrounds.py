@@ -1,5 +1,5 @@
-"""`make bench-rounds`: what a round of forecasts costs a daemon, for 1,000 VMs with a week of record each, with the week
-that it keeps in memory and if it read all rows again. Shares are CPU time of one core at the usual interval."""
+"""`make bench-rounds`: what a round of forecasts costs a daemon, for 1,000 VMs with a week of record each, with the
+week that it keeps in memory and if it read all rows again. Shares are CPU time of one core at the usual interval."""
 
 from __future__ import annotations
 
