@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test explore soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-interrupt picture clean
+.PHONY: demo test explore soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-rounds bench-interrupt picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -60,6 +60,9 @@ bench-restarts: setup host
 # Models against rules on VM traces: DATA is a file or a folder of series, SPLIT as in 60/15/25@66/78.
 bench-forecast: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/forecast.py $(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT))
+
+bench-rounds: setup
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/forecastrounds.py
 
 bench-interrupt: setup
 	$(BIN)/python bench/interrupt.py

@@ -10,12 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from hvctl.forecasting.arbiter import Standing, learn
-from hvctl.forecasting.forecast import Models
 from hvctl.forecasting.lessons import HISTORIES
 from hvctl.forecasting.margin import Known, capped, covering
+from hvctl.forecasting.panel import Models, voice
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite
 from hvctl.forecasting.score import gain_interval, pinball, score
 from hvctl.forecasting.series import F32, FLOOR, Series
+from hvctl.forecasting.spread import MEDIAN
 from hvctl.forecasting.trial import (
     MODEL_RATES,
     RULE_RATES,
@@ -27,8 +28,11 @@ from hvctl.forecasting.trial import (
     part,
     raw,
     shift_of,
+    shifted,
+    spread_of,
 )
 from hvctl.forecasting.trial import QUANTILE as Q
+from hvctl.model.forecast import Answerer
 
 SHRINK: Final = (0.5, 0.7, 0.85, 1.0)
 BETWEEN: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -79,8 +83,10 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
 
     chosen = best(c.actual, c.rules, Q, c.scale, c.known, floor)
     choices = composite(c.actual, c.rules, Q, c.scale, c.known, floor, c.cases.history)
+    medians = composite(c.actual, c.rules, MEDIAN, c.scale, c.known, floor, c.cases.history)
     thrifty = thriftiest(c.actual, shrunk(c.rules), Q, c.scale, c.known, floor)
-    book = Rulebook({key: choices})
+    low = key_of(resource, target, MEDIAN)
+    book = Rulebook({key: choices, low: medians})
 
     def told(
         forecast: Callable[[Part], F32], shift: float = 0.0, choices: Sequence[tuple[float, float]] = RULE_RATES
@@ -94,8 +100,8 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
     def fixed(p: Part) -> F32:
         return chosen.margin.apply(p.rules[chosen.rule], p.known, floor)
 
-    def composed(p: Part) -> F32:
-        return book.answer(key, p.rules, p.cases.history, p.known, floor)
+    def composed(p: Part, quantile: str = key) -> F32:
+        return book.answer(quantile, p.rules, p.cases.history, p.known, floor)
 
     rule, rule_rate = told(fixed)
     mixed, mixed_rate = told(composed)
@@ -103,12 +109,18 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
 
     shift = shift_of(c, raw(models, key, c), Q)
     ours, rate = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
-    low = key_of(resource, target, 0.5)
     between = min(
         BETWEEN, key=lambda w: covering(c.actual, mixture(models, low, key, c, w), Q, c.scale, c.known, floor)[1]
     )
     needed = covering(t.actual, mixture(models, low, key, t, between), Q, t.scale, t.known, floor)[1]
     plain = raw(models, key, t)
+    kind = target[:-2]
+    spreads = {
+        voice(Answerer.MODEL, resource, kind): spread_of(
+            c, t, lambda p: raw(models, low, p), lambda p: shifted(models, key, p, shift), ours
+        ),
+        voice(Answerer.BASELINE, resource, kind): spread_of(c, t, lambda p: composed(p, low), composed, mixed),
+    }
     said, standing = arbitrate(t, ours, mixed)
     s = score(t.actual, ours, Q, t.scale, t.cases.vm)
     gain, against = (1 - float(loss(ours).mean() / loss(f).mean()) for f in (rule, mixed))
@@ -141,6 +153,9 @@ def judge(series: Series, sp: Split, resource: str, target: str, models: Models)
         "baseline_reserved": str(thrifty),
         "composite": {HISTORY_NAMES[h]: str(x) for h, x in choices.items()},
         "shift": float(np.exp(shift)),
+        "spreads": {
+            voice: [[x.quantile, x.place, x.margin, x.coverage] for x in levels] for voice, levels in spreads.items()
+        },
     }
     lines = by_history(t, ours, rule, mixed, resource, target)
     others = baselines(c, t, floor, resource, target)

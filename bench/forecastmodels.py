@@ -11,8 +11,8 @@ from hvctl.adapters.boosters import Boosters, Silence
 from hvctl.adapters.boostertraining import Lesson, train
 from hvctl.adapters.modelstore import SHIPPED, ModelStore
 from hvctl.forecasting.features import FEATURES, feature_hash
-from hvctl.forecasting.lessons import PRICING, QUANTILES, TARGETS, material, parameters
-from hvctl.forecasting.series import F32, RESOURCES, Cases, Series
+from hvctl.forecasting.lessons import PRICING, QUANTILES, material, parameters
+from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Cases, Series
 from hvctl.model.forecast import ModelCard
 from hvctl.settings import Settings
 
@@ -24,11 +24,11 @@ class Taught:
     sizes: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
-        return self.boosters.predict(key, x, seconds)
+    def within(self, seconds: float) -> Callable[[str, F32], F32 | Silence]:
+        return self.boosters.within(seconds)
 
     def answer(self, key: str, x: F32) -> F32:
-        said = self.predict(key, x, 600.0)
+        said = self.boosters.predict(key, x, 600.0)
         if isinstance(said, Silence):
             raise RuntimeError(said.reason)
         return said

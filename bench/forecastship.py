@@ -21,7 +21,7 @@ from hvctl.forecasting.lessons import PARAMETERS, PRICING, drawn
 from hvctl.forecasting.rulebook import Rulebook, composite
 from hvctl.forecasting.series import FLOOR, Series
 from hvctl.forecasting.trial import DAY, QUANTILE, hourly, part
-from hvctl.model.forecast import Metric, ModelCard
+from hvctl.model.forecast import Level, Metric, ModelCard
 from hvctl.operations.model import limits
 
 HERE = Path(__file__).resolve().parent.parent
@@ -61,6 +61,12 @@ def main() -> None:
         for r in rows
         if r["target"][4:] == "60"
     }
+    spreads = {
+        voice: tuple(Level(*level) for level in levels)
+        for r in rows
+        if r["target"][4:] == "60"
+        for voice, levels in r["spreads"].items()
+    }
     card = ModelCard(
         id=SHIPPED,
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -74,6 +80,7 @@ def main() -> None:
         files={},
         metrics=metrics,
         shifts=shifts,
+        spreads=spreads,
         rulebook={
             k: {h: (str(r), str(m), float(a)) for h, (r, m, a) in v.items()} for k, v in book(series).dump().items()
         },

@@ -1,4 +1,4 @@
-"""The tables of forecasts that are kept, and of what they were worth; hvctl/migrations makes them."""
+"""The tables of forecasts that are kept, of what they were worth, and of their margins; hvctl/migrations makes them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,49 @@ FORECAST = Table(
     Column("rule_peak", Float, nullable=False),
     Column("scale", Float, nullable=False),
     Column("actual_peak", Float),
+    Column("model_mean", Float),
+    Column("rule_mean", Float),
+    Column("actual_mean", Float),
 )
 STANDING = Table(
     "standing",
     SQLModel.metadata,
     Column("host", Words, primary_key=True),
     Column("resource", Words, primary_key=True),
+    Column("target", Words, primary_key=True),
     Column("model_name", Words, nullable=False),
     Column("model_loss", Float, nullable=False),
     Column("rule_loss", Float, nullable=False),
     Column("cases", BigInteger, nullable=False),
     Column("vms", BigInteger, nullable=False),
     Column("model", Boolean, nullable=False),
+    Column("learned_at", BigInteger, nullable=False),
+)
+# In the order of model.prediction.FleetMargin and VmMargin, the host before them.
+FLEET_MARGIN = Table(
+    "fleet_margin",
+    SQLModel.metadata,
+    Column("host", Words, primary_key=True),
+    Column("model_name", Words, primary_key=True),
+    Column("answered", Words, primary_key=True),
+    Column("resource", Words, primary_key=True),
+    Column("target", Words, primary_key=True),
+    Column("level", Float, nullable=False),
+    Column("cases", BigInteger, nullable=False),
+    Column("recent", Float, nullable=False),
+    Column("covered", Float, nullable=False),
+    Column("learned_at", BigInteger, nullable=False),
+)
+VM_MARGIN = Table(
+    "vm_margin",
+    SQLModel.metadata,
+    Column("host", Words, primary_key=True),
+    Column("model_name", Words, primary_key=True),
+    Column("answered", Words, primary_key=True),
+    Column("resource", Words, primary_key=True),
+    Column("target", Words, primary_key=True),
+    Column("vm_uuid", Words, primary_key=True),
+    Column("level", Float, nullable=False),
+    Column("seen", BigInteger, nullable=False),
     Column("learned_at", BigInteger, nullable=False),
 )

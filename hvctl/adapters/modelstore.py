@@ -75,7 +75,8 @@ class ModelStore:
         return self._order()[-1]
 
     def open(self, name: str | None = None) -> Boosters:
-        """The models of a set (the current one); NotFoundError, RefusedError as boosters.load."""
+        """The models of a set (the current one), each read when it is asked; NotFoundError, RefusedError as
+        boosters.load."""
         chosen = self.current() if name is None else name
         return load(self.card(chosen), self.folder(chosen))
 
@@ -99,7 +100,7 @@ class ModelStore:
 
     def promote(self, name: str) -> str:
         """Use a set from now on, after it was loaded once; the one before stays for rollback. The name before."""
-        self.open(name)
+        self.open(name).check()
         order = self._order()
         if order[-1] != name:
             self._write([*order, name][-10:])
@@ -110,7 +111,7 @@ class ModelStore:
         order = self._order()
         if len(order) < 2:
             raise RefusedError("there is no model to go back to.", "hvctl model list")
-        self.open(order[-2])
+        self.open(order[-2]).check()
         if not dry_run:
             self._write(order[:-1])
         return order[-2]

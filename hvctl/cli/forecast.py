@@ -55,8 +55,9 @@ EXPLAINED = (
     Column("gain", "GAIN", _share),
     Column("change", "PEAK IF USUAL", lambda v: f"{v:+.3g}"),
 )
-PLAIN = ("resource", "unit", "peak", "mean", "quantile", "horizon", "gap", "coverage", "answered", "rule", "history",
-         "model", "model_age", "actual_peak", "actual_mean", "reason")  # fmt: skip
+PLAIN = ("resource", "unit", "peak", "mean", "quantile", "horizon", "gap", "coverage", "answered", "rule",
+         "mean_answered", "mean_rule", "history", "model", "model_age", "actual_peak", "actual_mean",
+         "reason")  # fmt: skip
 
 
 def forecast(
@@ -70,7 +71,7 @@ def forecast(
         str | None, typer.Option("--gap", metavar="DURATION", help="How long it is off until then (default 30m).")
     ] = None,
     quantile: Annotated[
-        float, typer.Option("--quantile", metavar="Q", help="The share of cases that stay below: 0.5 or 0.95.")
+        float, typer.Option("--quantile", metavar="Q", help="The share of cases that stay below: 0.5 to 0.99.")
     ] = 0.95,
     at: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""hvctl model train|list|show|evaluate|promote|rollback"""
+"""hvctl model train|list|show|evaluate|drift|promote|rollback"""
 
 from __future__ import annotations
 
@@ -24,14 +24,35 @@ def _percent(value: Any) -> str:
     return f"{100 * value:+.1f} %"
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _factor(value: float) -> str:
+    return f"x {value:.3g}"
+
+
 METRICS = (
     Column("resource", "RESOURCE"),
     Column("target", "TARGET"),
     Column("gain", "GAIN", _percent),
     Column("interval", "INTERVAL", lambda v: f"{_percent(v[0])} to {_percent(v[1])}"),
     Column("gain_composite", "AGAINST ALL RULES", _percent),
-    Column("coverage", "COVERAGE", lambda v: f"{100 * v:.1f} %"),
+    Column("coverage", "COVERAGE", _share),
     Column("baseline", "BEST RULE"),
+)
+DRIFT = (
+    Column("resource", "RESOURCE"),
+    Column("target", "TARGET"),
+    Column("answered", "BY"),
+    Column("answering", "ANSWERS", lambda v: "yes" if v else ""),
+    Column("stated", "STATED", _share),
+    Column("observed", "OBSERVED", _share),
+    Column("cases", "CASES"),
+    Column("margin", "MARGIN", _factor),
+    Column("vms", "VMS"),
+    Column("vm_median", "VM MEDIAN", _factor),
+    Column("vm_most", "VM MOST", _factor),
 )
 CARDS = (
     Column("name", "NAME"),
@@ -109,6 +130,18 @@ def evaluate(context: typer.Context, data: Data, model: MaybeName = None) -> Non
     options = globals_of(context)
     found = verbs.evaluate(options.settings(), data, model)
     render.rows(options, "metrics", [codec.dump(m) for m in found], METRICS)
+
+
+@app.command()
+def drift(context: typer.Context) -> None:
+    """Show how the model in use and the rules keep their coverage on this node, and how far their margins moved."""
+    from hvctl.operations import compare
+    from hvctl.operations.forecast import panel_of
+
+    options = globals_of(context)
+    with options.engine() as engine:
+        found = compare.drift(engine, panel_of(engine, ()))
+    render.rows(options, "drift", [codec.dump(d) for d in found], DRIFT)
 
 
 @app.command()

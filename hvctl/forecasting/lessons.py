@@ -11,9 +11,9 @@ import numpy as np
 
 from hvctl.forecasting.features import features
 from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
+from hvctl.forecasting.spread import MEDIAN, UPPER
 
-QUANTILES: Final = (0.5, 0.95)
-TARGETS: Final = ("peak", "mean")
+QUANTILES: Final = (MEDIAN, UPPER)
 PRICING: Final = 0.5
 GAPS: Final = (0, 6, 48)
 HISTORIES: Final = (12, 72, 288, 2016)

@@ -26,8 +26,9 @@ class Choice:
         return f"{self.rule} {self.margin.kind.value} {self.margin.amount:.4g}"
 
 
-# Where no book was tuned for a resource or quantile: simple, and high rather than low.
+# Where no book was tuned for a resource or quantile: simple, and the upper one high rather than low.
 DEFAULT: Final = Choice("max_of_hour_and_clock", Margin(Kind.TIMES, 1.25))
+MEDIAN: Final = Choice("aim_p50_24h", Margin())
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class Rulebook:
         """The choice for the longest length that is not longer than the history (slots)."""
         found = self.choices.get(key, {})
         fitting = [length for length in found if length <= max(history, LENGTHS[0])]
-        return found[max(fitting)] if fitting else DEFAULT
+        if not fitting:
+            return MEDIAN if key.endswith("-0.5") else DEFAULT
+        return found[max(fitting)]
 
     def answer(self, key: str, found: Mapping[str, F32], history: I64, known: Known, floor: float) -> F32:
         """[rows], each by the rule for its history, from what every rule says."""

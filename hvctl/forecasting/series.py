@@ -20,6 +20,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 STEP: Final = 300
 RESOURCES: Final = ("cpu", "memory", "disk", "network")
+TARGETS: Final = ("peak", "mean")  # over the horizon
 # Below this a demand is noise: it is added to both sides of every ratio, in the unit of the resource.
 FLOOR: Final[Mapping[str, float]] = {"cpu": 0.005, "memory": 4.0, "disk": 1.0, "network": 0.01, "iops": 0.1}
 

@@ -12,14 +12,15 @@ import numpy as np
 
 from hvctl.errors import UsageError
 from hvctl.forecasting.features import Features, features
-from hvctl.forecasting.forecast import Models, key_of
 from hvctl.forecasting.lessons import GAPS, HISTORIES, LONGEST, measured, scales
 from hvctl.forecasting.margin import FLEET_RATE, RATE, Known, OnlineMargin, capped, follow, quantile_of
+from hvctl.forecasting.panel import Models, key_of, voice
 from hvctl.forecasting.rulebook import Choice, Rulebook, best, composite
 from hvctl.forecasting.rules import rules
 from hvctl.forecasting.score import gain_interval, pinball
 from hvctl.forecasting.series import F32, FLOOR, I64, Cases, Series, outcomes
-from hvctl.model.forecast import Metric
+from hvctl.forecasting.spread import MEDIAN, calibrated, spread
+from hvctl.model.forecast import Answerer, Level, Metric
 
 QUANTILE: Final = 0.95
 # How fast margins follow (a VM's own, the fleet's): what may be chosen on the calibration part. A model's margin always
@@ -106,10 +107,15 @@ def part(series: Series, resource: str, cases: Cases, *, peak: bool) -> Part:
 
 def raw(models: Models, key: str, p: Part) -> F32:
     """The model's own quantile, without any margin; UsageError if the model does not answer."""
-    said = models.predict(key, p.made.x, PATIENCE)
+    said = models.within(PATIENCE)(key, p.made.x)
     if not isinstance(said, np.ndarray):
         raise UsageError(f"the model cannot be judged: {said.reason}.", "hvctl model list")
     return capped(p.made.value(said), p.known.size)
+
+
+def shifted(models: Models, key: str, p: Part, shift: float) -> F32:
+    """With the margin of the calibration alone."""
+    return capped((raw(models, key, p) + p.made.floor) * np.float32(np.exp(shift)) - p.made.floor, p.known.size)
 
 
 def shift_of(p: Part, forecast: F32, quantile: float) -> float:
@@ -136,35 +142,55 @@ def best_rates(
     return min(choices, key=loss)
 
 
+def spread_of(
+    c: Part, t: Part, median: Callable[[Part], F32], upper: Callable[[Part], F32], told: F32
+) -> tuple[Level, ...]:
+    """The other quantiles of one answerer: placed on the calibration part, with the coverage of the test part. told is
+    the upper quantile of the test part with its online margins."""
+    places = calibrated(c.actual, median(c), upper(c), c.made.floor)
+    return spread(places, t.actual, median(t), told, t.made.floor, t.known.size).levels
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
+    """choices: by full key; spreads: by answerer, resource and target."""
+
     metric: Metric
-    choices: Mapping[int, Choice]
+    choices: Mapping[str, Mapping[int, Choice]]
     shift: float
+    spreads: Mapping[str, tuple[Level, ...]]
 
 
 def trial(series: Series, sp: Split, resource: str, target: str, models: Models, every: int = 24) -> Trial:
-    """Peak or mean of the next hour at 0.95. Rules, margins and shift are tuned on the calibration part alone."""
+    """Peak or mean of the next hour at 0.95. Rules, margins, shift and places of the other quantiles are tuned on the
+    calibration part alone."""
     peak, floor, key = target == "peak", FLOOR[resource], key_of(resource, target, QUANTILE)
+    low = key_of(resource, target, MEDIAN)
     c = part(series, resource, hourly(sp.calibration, sp.train_end, sp.calibration_end, 12, 7, every), peak=peak)
     t = part(series, resource, hourly(sp.test, sp.calibration_end, sp.end, 12, 8, every), peak=peak)
     if not len(c.cases) or not len(t.cases):
         raise UsageError(f"there are too few samples of {resource} to judge a model.", "give it more days")
     chosen = best(c.actual, c.rules, QUANTILE, c.scale, c.known, floor)
-    choices = composite(c.actual, c.rules, QUANTILE, c.scale, c.known, floor, c.cases.history)
+    choices = {
+        k: composite(c.actual, c.rules, q, c.scale, c.known, floor, c.cases.history)
+        for k, q in ((low, MEDIAN), (key, QUANTILE))
+    }
     shift, vms = shift_of(c, raw(models, key, c), QUANTILE), len(series.vms)
-    book = Rulebook({key: choices})
+    book = Rulebook(choices)
 
     def told(
         forecast: Callable[[Part], F32], shift: float = 0.0, choices: Sequence[tuple[float, float]] = RULE_RATES
     ) -> F32:
         return online(t, forecast(t), vms, shift, best_rates(c, forecast(c), vms, shift, choices))
 
+    def composed(k: str) -> Callable[[Part], F32]:
+        return lambda p: book.answer(k, p.rules, p.cases.history, p.known, floor)
+
     ours = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
     rule = told(lambda p: chosen.margin.apply(p.rules[chosen.rule], p.known, floor))
-    mixed = told(lambda p: book.answer(key, p.rules, p.cases.history, p.known, floor))
+    mixed = told(composed(key))
     losses = [pinball(t.actual, f, QUANTILE, t.scale) for f in (ours, rule, mixed)]
-    own, against, composed = (float(np.mean(x, dtype=np.float64)) for x in losses)
+    own, against, composite_loss = (float(np.mean(x, dtype=np.float64)) for x in losses)
     metric = Metric(
         resource=resource,
         target=f"{target}60",
@@ -173,7 +199,13 @@ def trial(series: Series, sp: Split, resource: str, target: str, models: Models,
         baseline_pinball=against,
         gain=1 - own / against if against else 0.0,
         interval=gain_interval(losses[0], losses[1], t.cases.vm),
-        gain_composite=1 - own / composed if composed else 0.0,
+        gain_composite=1 - own / composite_loss if composite_loss else 0.0,
         coverage=float((t.actual <= ours).mean()),
     )
-    return Trial(metric, choices, shift)
+    spreads = {
+        voice(Answerer.MODEL, resource, target): spread_of(
+            c, t, lambda p: raw(models, low, p), lambda p: shifted(models, key, p, shift), ours
+        ),
+        voice(Answerer.BASELINE, resource, target): spread_of(c, t, composed(low), composed(key), mixed),
+    }
+    return Trial(metric, choices, shift, spreads)

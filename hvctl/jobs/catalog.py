@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hvctl.engine.collect import Collector
 from hvctl.engine.nodelock import job_lock
@@ -28,10 +29,11 @@ ONCE_LONGEST = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What jobs work with."""
+    """What jobs work with; what they remember between their runs is there as long as the process is."""
 
     engine: Engine
     collector: Collector
+    remembered: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,13 @@ class Job:
     action: bool = True
 
 
-def _forecast(engine: Engine) -> str:
+def _forecast(node: Node) -> str:
     # Whoever only lists or pauses jobs does not load numpy, and neither does a node whose forecasts are paused.
+    from hvctl.operations.recent import Recent
     from hvctl.operations.refresh import refresh
 
-    return refresh(engine)
+    recent: Recent = node.remembered.setdefault("recent", Recent())
+    return refresh(node.engine, recent.series(node.engine))
 
 
 def _retrain(engine: Engine) -> str:
@@ -118,7 +122,7 @@ JOBS: dict[str, Job] = {
             "forecast",
             "forecasts what VMs will need",
             lambda s: s.forecast_interval,
-            lambda n: _forecast(n.engine),
+            _forecast,
             action=False,
         ),
         Job(

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -83,6 +84,7 @@ class Daemon:
     def __init__(self, settings: Settings, say: Say, jobs: Mapping[str, Job], opened: ExitStack) -> None:
         self._settings, self._say, self._jobs, self._opened = settings, say, jobs, opened
         self._engines: dict[str, Engine] = {}
+        self._remembered: dict[str, Any] = {}
         self._faults: dict[str, str] = {}
         self._engine = opened.enter_context(open_engine(settings, say))
         self.host = self._engine.facts.name
@@ -146,7 +148,7 @@ class Daemon:
             if job.action or job.name not in self._engines:
                 self._tell(job, f"cannot run: {e.message}")
                 return
-        run = perform(job, Node(engine, self._collector), "daemon")
+        run = perform(job, Node(engine, self._collector, self._remembered), "daemon")
         self._tell(job, "" if run.state is RunState.DONE else f"{run.state}: {run.detail}")
         if run.state is RunState.DONE and "kept" in run.detail:
             self._say(f"{job.name}: {run.detail}")

@@ -21,9 +21,10 @@ class Forecast:
     """Demand of one resource of one VM over `horizon` seconds that begin `gap` seconds from now.
 
     peak and mean are in `unit` (peak: the largest 5-minute mean); quantile is the share of cases that should stay
-    below, coverage the share that did, on the record that reason names (None: there is no record yet). rule is the
-    baseline's name, or the model's; model and model_age (seconds) are None where no model is there. history is the
-    seconds of the past that were seen. reason tells why this one answered.
+    below, coverage the share of peaks that did: on this node's record where that is long enough, otherwise on the
+    card's (None: there is no record yet). rule is the baseline's name, or the model's, for the peak; mean_answered and
+    mean_rule are of the mean. model and model_age (seconds) are None where no model is there. history is the seconds of
+    the past that were seen. reason tells why this one answered.
     """
 
     vm: str
@@ -37,6 +38,8 @@ class Forecast:
     coverage: float | None
     answered: Answerer
     rule: str
+    mean_answered: Answerer
+    mean_rule: str
     history: int
     reason: str
     model: str | None = None
@@ -59,12 +62,23 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """One quantile of a spread: its place on the line from the median (0) to the 0.95 quantile (1), the logarithm that
+    is added there, and the share of cases that stayed below on VMs and days that were not tuned on (None: unknown)."""
+
+    quantile: float
+    place: float
+    margin: float
+    coverage: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """One set of models. files: key (resource-target-quantile) to the SHA-256 of the text file KEY.txt beside the card.
 
     features is the SHA-256 of the list of features, in their order; days is the span. shifts: key to the logarithmic
     margin of the calibration. rulebook: which rule, with which margin, answers beside it, by key and length of history.
-    limits say in plain words where it does not win.
+    spreads: answerer-resource-target to its other quantiles. limits say in plain words where it does not win.
     """
 
     id: str
@@ -81,3 +95,4 @@ class ModelCard:
     limits: tuple[str, ...] = ()
     shifts: dict[str, float] = field(default_factory=dict)
     rulebook: dict[str, dict[str, tuple[str, str, float]]] = field(default_factory=dict)
+    spreads: dict[str, tuple[Level, ...]] = field(default_factory=dict)

@@ -10,9 +10,11 @@ import numpy as np
 
 from hvctl.adapters.boosters import Boosters
 from hvctl.forecasting.features import FEATURES, features
-from hvctl.forecasting.forecast import forecast, key_of
+from hvctl.forecasting.forecast import forecast
+from hvctl.forecasting.panel import key_of
 from hvctl.forecasting.rulebook import LENGTHS
 from hvctl.forecasting.series import F32, STEP, Cases
+from hvctl.forecasting.spread import MEDIAN, UPPER
 from hvctl.operations.forecast import Told
 
 SHOWN: Final = 8
@@ -36,11 +38,13 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Of the peak of one resource. model_peak is the model's own word, before any margin (None: it said nothing, and
-    why says so); rule_peak is the best rule's, with its margin."""
+    """Of the peak of one resource. model_peak is the model's own word, before any margin, at the nearest quantile that
+    models are made for (None: it said nothing, and why says so); rule_peak is the best rule's at the quantile asked
+    for, with its margin."""
 
     resource: str
     unit: str
+    model_quantile: float
     answered: str
     why: str
     rule: str
@@ -54,16 +58,21 @@ def explain(told: Told) -> list[Explanation]:
     without = replace(told.panel, models=None, standings={})
     plain = forecast(told.series, without, horizon=asked.horizon, gap=asked.gap, quantiles=(asked.quantile,))
     rules = {line.resource: line for line in plain}
+    nearest = min((MEDIAN, UPPER), key=lambda q: abs(q - asked.quantile))
     found = []
     for line in told.lines:
         rule = rules[line.resource]
-        peak, moved, silence = _model(told, line.resource)
+        peak, moved, silence = _model(told, line.resource, nearest)
         why = line.reason if silence is None else f"{line.reason.rstrip('.')}; {silence}"
-        found.append(Explanation(line.resource, line.unit, line.answered.value, why, rule.rule, rule.peak, peak, moved))
+        found.append(
+            Explanation(
+                line.resource, line.unit, nearest, line.answered.value, why, rule.rule, rule.peak, peak, moved
+            )
+        )  # fmt: skip
     return found
 
 
-def _model(told: Told, resource: str) -> tuple[float | None, tuple[Feature, ...], str | None]:
+def _model(told: Told, resource: str, quantile: float) -> tuple[float | None, tuple[Feature, ...], str | None]:
     """The model's word, the features that move it most, and why there is none."""
     models, asked = told.panel.models, told.question
     if not isinstance(models, Boosters):
@@ -71,7 +80,7 @@ def _model(told: Told, resource: str) -> tuple[float | None, tuple[Feature, ...]
     slots = told.series.slots
     cases = Cases.now(1, slots, round(asked.gap / STEP), round(asked.horizon / STEP), LENGTHS[-1])
     made = features(told.series, resource, cases)
-    key = key_of(resource, "peak", asked.quantile)
+    key = key_of(resource, "peak", quantile)
     usual = _usual(told, resource, cases)
     # One row as it is, and one for each feature with the usual value of that one.
     rows = np.repeat(made.x, 1 + len(FEATURES), axis=0)

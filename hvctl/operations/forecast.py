@@ -3,6 +3,7 @@ has an answer whatever becomes of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +15,14 @@ from hvctl.decide.restarts import need_after_restart
 from hvctl.engine.expected import last_hour, of_span, restarts_of
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
-from hvctl.forecasting.arbiter import Standing
-from hvctl.forecasting.forecast import HORIZONS, Panel, forecast
-from hvctl.forecasting.lessons import QUANTILES
+from hvctl.forecasting.forecast import HORIZONS, forecast
+from hvctl.forecasting.panel import Panel
 from hvctl.forecasting.series import STEP, UNITS, Series
+from hvctl.forecasting.spread import HIGHEST, LOWEST
 from hvctl.model.forecast import Answerer, Forecast
 from hvctl.model.restart import Restart
 from hvctl.model.vm import Vm
+from hvctl.operations import compare
 from hvctl.operations import model as models
 from hvctl.operations.series import history
 
@@ -65,21 +67,15 @@ class Told:
         return {"vm": self.vm, "uuid": self.uuid, "made_at": self.made_at, **asked, **after, "resources": lines}
 
 
-def panel_of(engine: Engine) -> Panel:
-    """Everybody who may answer here, with what this node's own record says of the model that is in use."""
+def panel_of(engine: Engine, vms: Sequence[str]) -> Panel:
+    """Everybody who may answer here about these VMs, with what this node's own record says of the models in use."""
     panel = models.panel(engine.settings)
-    return replace(panel, standings=standings_of(engine, panel.name))
-
-
-def standings_of(engine: Engine, name: str | None) -> dict[str, Standing]:
-    """By resource and target. Another model than the one that was compared has not won anything yet, and who has won
-    with peaks has not with means."""
-    found = engine.store.forecasts.standings(engine.facts.name).values()
-    return {
-        f"{r.resource}-peak": Standing(r.model_loss, r.rule_loss, r.cases, r.vms, r.model)
-        for r in found
-        if r.model_name == name
-    }
+    return replace(
+        panel,
+        standings=compare.standings(engine, panel.name),
+        margins=compare.margins(engine, panel, vms),
+        coverages=compare.coverages(engine, panel.name),
+    )
 
 
 def found_vm(engine: Engine, ref: str) -> tuple[str, str, Vm | None]:
@@ -106,8 +102,7 @@ def forecast_vm(engine: Engine, ref: str, question: Question) -> Told:
             f"nothing was measured of {name} in the week before: a forecast needs five-minute rows.",
             "hvctl node run measures; the first row is there after ten minutes (hvctl job list)",
         )
-    panel = panel_of(engine)
-    # Alone: another quantile that only a rule knows would lift this one, since quantiles of one call never cross.
+    panel = panel_of(engine, series.vms)
     said = forecast(series, panel, horizon=question.horizon, gap=question.gap, quantiles=(question.quantile,))
     lines = tuple(said)
     if question.after:
@@ -122,9 +117,8 @@ def forecast_vm(engine: Engine, ref: str, question: Question) -> Told:
 def _check(question: Question) -> None:
     if question.horizon not in HORIZONS:
         raise UsageError(f"a horizon of {question.horizon} s is not forecast.", "--horizon 30m, or 60m")
-    if question.quantile not in QUANTILES:
-        known = " and ".join(f"{q:g}" for q in QUANTILES)
-        raise UsageError(f"a quantile of {question.quantile:g} is not forecast.", f"there are {known}")
+    if not LOWEST <= question.quantile <= HIGHEST:
+        raise UsageError(f"a quantile of {question.quantile:g} is not forecast.", f"write {LOWEST:g} to {HIGHEST:g}")
     if not 0 <= question.gap <= LONGEST_GAP:
         raise UsageError(f"a gap of {question.gap} s is not forecast.", "write 0s to 7d")
 

@@ -19,10 +19,11 @@ from hvctl.adapters.modelstore import ModelStore
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
-from hvctl.forecasting.forecast import Panel, key_of
-from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, TARGETS, drawn, material, parameters
+from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, drawn, material, parameters
+from hvctl.forecasting.panel import PATIENCE, Panel, key_of
 from hvctl.forecasting.rulebook import Rulebook, load_book
-from hvctl.forecasting.series import F32, RESOURCES, Series
+from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Series
+from hvctl.forecasting.spread import Spread
 from hvctl.forecasting.trial import DAY, QUANTILE, Split, Trial, split, trial
 from hvctl.model.forecast import Metric, ModelCard
 from hvctl.settings import Settings
@@ -79,11 +80,12 @@ def train(
 
 def described(card: ModelCard, judged: dict[str, Trial]) -> ModelCard:
     """The card with what the trials say, and where the models do not win."""
-    book = Rulebook({key: t.choices for key, t in judged.items()})
+    book = Rulebook({key: choices for t in judged.values() for key, choices in t.choices.items()})
     return replace(
         card,
         metrics=tuple(t.metric for t in judged.values()),
         shifts={key: t.shift for key, t in judged.items()},
+        spreads={key: levels for t in judged.values() for key, levels in t.spreads.items()},
         rulebook={key: {h: (str(r), str(k), float(a)) for h, (r, k, a) in v.items()} for key, v in book.dump().items()},
         limits=limits(card, [t.metric for t in judged.values()]),
     )
@@ -192,12 +194,10 @@ def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -
         book = load_book({key: {str(h): c for h, c in v.items()} for key, v in card.rulebook.items()})
     except HvctlError as e:
         return Panel(missing=e.message, standings=known)
+    spreads = {key: Spread(levels) for key, levels in card.spreads.items()}
     age = (datetime.now(UTC) - datetime.fromisoformat(card.created_at)).total_seconds()
     try:
         models = store.open(card.id)
     except HvctlError as e:
-        return Panel(book=book, missing=e.message, standings=known)
-    coverages = {
-        key_of(m.resource, m.target[:4], QUANTILE): m.coverage for m in card.metrics if m.target.endswith("60")
-    }
-    return Panel(book, models, "", card.id, max(age, 0.0), known, shifts=card.shifts, coverages=coverages)
+        return Panel(book=book, missing=e.message, standings=known, spreads=spreads)
+    return Panel(book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, spreads=spreads)

@@ -3,7 +3,6 @@ answer: the model and the best rule are both asked each time, whoever answers.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -11,45 +10,42 @@ from typing import Final
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.forecasting.arbiter import Standing, learn
-from hvctl.forecasting.forecast import Panel, forecast
+from hvctl.forecasting.arbiter import Standing
+from hvctl.forecasting.forecast import forecasts
 from hvctl.forecasting.lessons import scales
-from hvctl.forecasting.score import pinball
-from hvctl.forecasting.series import RESOURCES, STEP, Cases, Series, outcomes
-from hvctl.model.forecast import Answerer, Forecast
-from hvctl.model.prediction import Prediction, Recorded
+from hvctl.forecasting.panel import Panel
+from hvctl.forecasting.series import RESOURCES, STEP, TARGETS, Cases, Series, outcomes
+from hvctl.forecasting.spread import UPPER
+from hvctl.model.forecast import Answerer
+from hvctl.model.prediction import Prediction
+from hvctl.operations import model as models
+from hvctl.operations.compare import AWAITED, HORIZON, learned
 from hvctl.operations.forecast import panel_of
-from hvctl.operations.series import history
 
-QUANTILE: Final = 0.95
-HORIZON: Final = 3600
 KEPT: Final = 86400.0
 """Seconds that forecasts are kept; what was worth learning of them stands in the standings."""
-AWAITED: Final = 7200
-"""Seconds that are waited for what came: a roll-up may be late, and a VM may be off."""
+PATIENCE: Final = 30.0
+"""Seconds that a model may take here: nobody waits, and the first round of many VMs loads LightGBM."""
 _ALIVE: Final = 12  # slots within which something was measured of a VM that is forecast
 
 
-def refresh(engine: Engine) -> str:
-    """What was done. Repeated before there is a new five-minute row it changes nothing."""
-    series = history(engine)
+def refresh(engine: Engine, series: Series) -> str:
+    """What was done with the last week of the record. Repeated before there is a new five-minute row it changes
+    nothing."""
     if not series.vms:
         return "nothing was measured yet"
     host, made_at = engine.facts.name, series.start + series.slots * STEP
     came = _look_back(engine, series, made_at)
-    panel = panel_of(engine)
-    learned = _learn(engine, panel, made_at)
-    if learned:
-        panel = panel_of(engine)
+    compared = learned(engine, models.panel(engine.settings), made_at)
     measured = [np.isfinite(v[:, -_ALIVE:]).any(axis=1) for v in series.values.values()]
     alive = series.take(np.flatnonzero(np.any(measured, axis=0)))
-    made = predictions(alive, panel, made_at)
+    made = predictions(alive, replace(panel_of(engine, alive.vms), patience=PATIENCE), made_at)
     engine.store.forecasts.add(host, made)
     engine.store.forecasts.prune(host, made_at - KEPT)
     by_model = sum(p.answered == Answerer.MODEL for p in made)
     return (
         f"{len(alive.vms)} VMs forecast, {by_model} of {len(made)} answers by the model; {came} outcomes seen, "
-        f"{learned} compared"
+        f"{compared} compared"
     )
 
 
@@ -58,10 +54,11 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
     resources = [r for r in RESOURCES if r in series.values]
     if not len(series.vms):
         return []
-    rules = _asked(series, replace(panel, models=None, standings={}, missing=panel.missing or "not asked"), resources)
+    nobody = replace(panel, models=None, standings={}, missing=panel.missing or "not asked")
     # Everybody's word, whoever answers: as if the model had won everything.
-    won = {f"{r}-peak": Standing(model=True) for r in resources}
-    models = {} if panel.models is None else _asked(series, replace(panel, standings=won), resources)
+    won = {f"{r}-{t}": Standing(model=True) for r in resources for t in TARGETS}
+    said = forecasts(series, [nobody, replace(panel, standings=won)], resources=resources, quantiles=(UPPER,))
+    rules, models = ({(line.vm, line.resource): line for line in lines} for lines in said)
     scale = {r: scales(series, r) for r in resources}
     found = []
     for i, vm in enumerate(series.vms):
@@ -69,24 +66,31 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
             rule = rules[vm, resource]
             if not rule.history:
                 continue
-            model = models.get((vm, resource))
-            if model is not None and model.answered is not Answerer.MODEL:
-                model = None
-            standing = panel.standings.get(f"{resource}-peak", Standing())
-            line = rule if model is None or not standing.model else model
+            model = models[vm, resource]
+            peak, mean = (
+                model if by is Answerer.MODEL and panel.standings.get(f"{resource}-{t}", Standing()).model else rule
+                for t, by in (("peak", model.answered), ("mean", model.mean_answered))
+            )
             found.append(
                 Prediction(
-                    made_at, vm, resource, line.horizon, line.quantile, line.peak, line.mean, line.rule,
-                    line.answered.value, panel.name, None if model is None else model.peak, rule.peak,
-                    float(scale[resource][i]),
+                    made_at=made_at,
+                    vm_uuid=vm,
+                    resource=resource,
+                    horizon=rule.horizon,
+                    quantile=rule.quantile,
+                    peak=peak.peak,
+                    mean=min(mean.mean, peak.peak),
+                    rule=peak.rule,
+                    answered=peak.answered.value,
+                    model=panel.name,
+                    model_peak=model.peak if model.answered is Answerer.MODEL else None,
+                    rule_peak=rule.peak,
+                    scale=float(scale[resource][i]),
+                    model_mean=model.mean if model.mean_answered is Answerer.MODEL else None,
+                    rule_mean=rule.mean,
                 )
-            )  # fmt: skip
+            )
     return found
-
-
-def _asked(series: Series, panel: Panel, resources: Sequence[str]) -> Mapping[tuple[str, str], Forecast]:
-    said = forecast(series, panel, resources=resources, horizon=HORIZON, quantiles=(QUANTILE,))
-    return {(line.vm, line.resource): line for line in said}
 
 
 def _look_back(engine: Engine, series: Series, now: int) -> int:
@@ -103,55 +107,7 @@ def _look_back(engine: Engine, series: Series, now: int) -> int:
         cut = np.array([(p.made_at - series.start) // STEP for p in ours])
         vm = np.array([place[p.vm_uuid] for p in ours])
         horizon = np.array([p.horizon // STEP for p in ours])
-        peaks, _ = outcomes(series, resource, Cases(vm, cut, np.zeros_like(cut), horizon, cut))
-        known += [p._replace(actual_peak=float(v)) for p, v in zip(ours, peaks, strict=True) if np.isfinite(v)]
+        came = zip(ours, *outcomes(series, resource, Cases(vm, cut, np.zeros_like(cut), horizon, cut)), strict=True)
+        known += [p._replace(actual_peak=float(v), actual_mean=float(m)) for p, v, m in came if np.isfinite(v)]
     engine.store.forecasts.come(host, known)
     return len(known)
-
-
-def _learn(engine: Engine, panel: Panel, now: int) -> int:
-    """Teach the arbiter; how many cases. Forecasts of hours that overlap are no independent witnesses, so of each
-    resource one round an hour is learned from, once, and only what the model in use has said itself."""
-    if panel.name is None:
-        return 0
-    host = engine.facts.name
-    records = engine.store.forecasts.standings(host)
-    found = engine.store.forecasts.made(host, now - HORIZON - AWAITED, now - HORIZON)
-    taught: dict[str, Recorded] = {}
-    number = 0
-    for resource in RESOURCES:
-        record = records.get(resource)
-        if record is None or record.model_name != panel.name:
-            record = Recorded(resource, panel.name, 0.0, 0.0, 0, 0, False, 0)
-        rounds = [
-            p
-            for p in found
-            if p.resource == resource and p.model == panel.name and None not in (p.actual_peak, p.model_peak)
-        ]
-        for made_at, group in groupby(rounds, key=lambda p: p.made_at):
-            if made_at >= record.learned_at + HORIZON:
-                cases = list(group)
-                record = _taught(record, cases, made_at)
-                taught[resource] = record
-                number += len(cases)
-    if taught:
-        engine.store.forecasts.stand(host, list(taught.values()))
-    return number
-
-
-def _taught(record: Recorded, cases: Sequence[Prediction], made_at: int) -> Recorded:
-    actual, model, rule, scale = (
-        np.array([getattr(p, n) for p in cases], np.float32)
-        for n in ("actual_peak", "model_peak", "rule_peak", "scale")
-    )
-    before = Standing(record.model_loss, record.rule_loss, record.cases, record.vms, record.model)
-    losses = [float(np.mean(pinball(actual, said, QUANTILE, scale), dtype=np.float64)) for said in (model, rule)]
-    new = learn(before, losses[0], losses[1], len(cases), len(cases))
-    return record._replace(
-        model_loss=new.model_loss,
-        rule_loss=new.rule_loss,
-        cases=new.cases,
-        vms=new.vms,
-        model=new.model,
-        learned_at=made_at,
-    )

@@ -27,6 +27,7 @@ from hvctl.adapters import schema, tables
 from hvctl.adapters.store import Store
 from hvctl.errors import RefusedError, UnreachableError
 from hvctl.model.operation import OpState
+from hvctl.model.prediction import Recorded
 from tests.contract.stores import at_once, begin, database_url, migrated_store  # noqa: F401
 from tests.postgresql import postgresql_cluster  # noqa: F401
 
@@ -165,6 +166,19 @@ def test_a_migration_that_is_killed_did_not_happen(url: str, engine: Engine, dea
     assert migrate(url, newer) == 0
     assert revision(engine) == AFTER
     assert "lease" in inspect(engine).get_table_names()
+
+
+def test_standings_of_before_are_those_of_peaks(url: str, engine: Engine, tmp_path: Path) -> None:
+    before = migrations(tmp_path / "before")
+    for name in schema.revisions()[schema.revisions().index("0007") :]:
+        next((before / "versions").glob(f"{name}_*.py")).unlink()
+    assert migrate(url, before) == 0
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO standing VALUES ('h', 'cpu', 'm1', 0.5, 1.0, 300, 12, true, 3000)"))
+    with Store(url) as store:
+        store.migrate()
+        found = store.forecasts.standings("h")
+    assert found == {("cpu", "peak"): Recorded("cpu", "peak", "m1", 0.5, 1.0, 300, 12, True, 3000)}
 
 
 def test_an_upgrade_of_sqlite_leaves_a_private_copy_of_the_old_file(tmp_path: Path) -> None:

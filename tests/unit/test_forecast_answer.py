@@ -15,8 +15,9 @@ from hvctl.adapters import seriesfile
 from hvctl.adapters.boosters import Silence
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.arbiter import Standing
-from hvctl.forecasting.forecast import PATIENCE, Panel, forecast
+from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin
+from hvctl.forecasting.panel import PATIENCE, Ask, Panel
 from hvctl.forecasting.rulebook import Choice, Rulebook
 from hvctl.forecasting.series import F32
 from hvctl.model.forecast import Answerer, Forecast
@@ -28,17 +29,20 @@ WON = {f"{r}-{t}": Standing(0.8, 1.0, 1000, 50, True) for r in FLEET.values for 
 
 @dataclass
 class Oracle:
-    """Answers the same ratio for every row; asked remembers how long it might have taken."""
+    """Answers the same ratio for every row; asked remembers the keys, waited how long it might have taken for them."""
 
     ratio: float = 0.0
     silence: str | None = None
-    asked: tuple[float, ...] = ()
+    asked: tuple[str, ...] = ()
+    waited: tuple[float, ...] = ()
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
-        self.asked = (*self.asked, seconds)
-        if self.silence:
-            return Silence(self.silence)
-        return np.full(len(x), self.ratio, np.float32)
+    def within(self, seconds: float) -> Ask:
+        self.waited = (*self.waited, seconds)
+        return self.say
+
+    def say(self, key: str, x: F32) -> F32 | Silence:
+        self.asked = (*self.asked, key)
+        return Silence(self.silence) if self.silence else np.full(len(x), self.ratio, np.float32)
 
 
 def panel(models: Oracle | None, **more: object) -> Panel:
@@ -81,7 +85,7 @@ def test_quantiles_never_cross_means_stay_below_peaks_and_all_below_the_size() -
 
 def test_the_model_answers_where_it_has_won() -> None:
     models = Oracle(0.3)
-    found = forecast(FLEET, panel(models, standings={"cpu-peak": WON["cpu-peak"]}, coverages={"cpu-peak-0.95": 0.94}))
+    found = forecast(FLEET, panel(models, standings={"cpu-peak": WON["cpu-peak"]}, coverages={"model-cpu-peak": 0.94}))
     line = one(found)
     assert (line.answered, line.rule, line.model, line.model_age, line.coverage) == (
         Answerer.MODEL,
@@ -94,8 +98,8 @@ def test_the_model_answers_where_it_has_won() -> None:
     other = one(found, resource="disk")
     assert other.answered is Answerer.BASELINE
     assert "often enough" in other.reason
-    assert len(models.asked) == 2
-    assert min(models.asked) >= PATIENCE
+    assert models.asked == ("cpu-peak-0.95", "cpu-peak-0.5")
+    assert models.waited == (PATIENCE,)
 
 
 def test_margins_raise_what_the_model_says() -> None:
@@ -103,7 +107,7 @@ def test_margins_raise_what_the_model_says() -> None:
     shifted = one(forecast(FLEET, panel(Oracle(0.0), shifts={"cpu-peak-0.95": 0.2}))).peak
     margin = OnlineMargin(len(FLEET.vms), 0.95, 0.0, 0.05, 0.0)
     margin.learn(np.zeros(30, np.int64), np.ones(30, np.float32))
-    followed = forecast(FLEET, panel(Oracle(0.0), margins={"cpu-peak-0.95": margin}))
+    followed = forecast(FLEET, panel(Oracle(0.0), margins={"model-cpu-peak": margin}))
     assert shifted == pytest.approx(plain * np.exp(0.2), rel=0.01)
     assert one(followed).peak > shifted
     assert one(followed, "vm-1").peak == one(forecast(FLEET, panel(Oracle(0.0))), "vm-1").peak

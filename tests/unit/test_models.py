@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -122,7 +124,11 @@ def test_another_list_of_features_is_refused(store: ModelStore, texts: dict[str,
 def test_what_is_no_model_is_refused(store: ModelStore, texts: dict[str, str]) -> None:
     store.add(card("two"), {KEYS[0]: "tree\nthis is none\n"})
     with pytest.raises(RefusedError, match="none that LightGBM reads"):
-        store.open("two")
+        store.promote("two")
+    for rows in (2, 300):
+        said = store.open("two").predict(KEYS[0], X[:rows], 60)
+        assert isinstance(said, Silence)
+        assert KEYS[0] in said.reason
     (store.folder("one") / "card.json").write_text("{}")
     with pytest.raises(RefusedError, match="cannot be read"):
         store.card("one")
@@ -132,7 +138,10 @@ def test_what_is_no_model_is_refused(store: ModelStore, texts: dict[str, str]) -
             store.card(name)
 
 
-def test_forecasts_go_on_with_rules_whatever_becomes_of_the_model(store: ModelStore, settings: Settings) -> None:
+def test_forecasts_go_on_with_rules_whatever_becomes_of_the_model(
+    store: ModelStore, settings: Settings, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(verbs, "PATIENCE", 60.0)  # a busy machine is another test's matter
     series = fleet(3, 2, resources=("cpu",))
     won = {f"cpu-{t}": Standing(0.5, 1.0, 9999, 99, True) for t in ("peak", "mean")}
     store.promote("one")
@@ -173,14 +182,14 @@ class Slow:
     def __init__(self) -> None:
         self.go = threading.Event()
 
-    def predict(self, x: Any, **_: Any) -> Any:
+    def predict(self, x: Any) -> Any:
         self.go.wait(60)
         return np.zeros(len(x))
 
 
 def test_a_slow_model_is_silence_in_time_and_holds_up_nobody() -> None:
     slow = Slow()
-    models = Boosters(card(), {"k": slow})  # type: ignore[dict-item]
+    models = Boosters(card(), {"k": slow})
     began = time.monotonic()
     first = models.predict("k", X[:1], 0.05)
     second = models.predict("k", X[:1], 60)
@@ -196,16 +205,63 @@ def test_a_slow_model_is_silence_in_time_and_holds_up_nobody() -> None:
     assert isinstance(models.predict("k", X[:1], 60), np.ndarray)
 
 
+def test_one_answer_waits_for_all_models_together(monkeypatch: Any) -> None:
+    class Late:
+        def predict(self, x: Any) -> Any:
+            clock.now += 0.06
+            return np.zeros(len(x))
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(boosters, "time", clock)
+    ask = Boosters(card(), {"a": Late(), "b": Late()}).within(0.1)
+    assert isinstance(ask("a", X[:1]), np.ndarray)
+    clock.now += 5.0  # what others take meanwhile does not count
+    assert isinstance(ask("b", X[:1]), np.ndarray)
+    late = ask("a", X[:1])
+    assert isinstance(late, Silence)
+    again = Boosters(card(), {"a": Late()}).within(0.1)
+    assert isinstance(again("a", X[:1]), np.ndarray)
+
+
+FRESH = """
+import sys
+import numpy as np
+from hvctl.forecasting.arbiter import Standing
+from hvctl.forecasting.forecast import forecast
+from hvctl.forecasting.series import Series
+from hvctl.operations.model import panel
+from hvctl.settings import Settings
+values = np.ones((1, 2016), np.float32)
+won = {"cpu-peak": Standing(model=True), "cpu-mean": Standing(model=True)}
+from dataclasses import replace
+(line,) = forecast(
+    Series(("a",), 0, {"cpu": values}), replace(panel(Settings(), won), patience=60.0), quantiles=(0.95,)
+)
+print(line.answered.value, line.mean_answered.value, "lightgbm" in sys.modules)
+"""
+
+
+def test_a_fresh_process_has_the_shipped_models_answer_without_loading_lightgbm() -> None:
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["model", "model", "False"]
+
+
 def test_a_model_that_fails_or_answers_nonsense_is_silence() -> None:
     class Broken:
-        def predict(self, x: Any, **_: Any) -> Any:
+        def predict(self, x: Any) -> Any:
             raise OSError
 
     class Nonsense:
-        def predict(self, x: Any, **_: Any) -> Any:
+        def predict(self, x: Any) -> Any:
             return np.full(len(x), np.nan)
 
-    models = Boosters(card(), {"broken": Broken(), "nonsense": Nonsense()})  # type: ignore[dict-item]
+    models = Boosters(card(), {"broken": Broken(), "nonsense": Nonsense()})
     for key in ("broken", "nonsense", "missing"):
         assert isinstance(models.predict(key, X[:2], 10), Silence)
     assert isinstance(models.predict("broken", X[:2, :5], 10), Silence)

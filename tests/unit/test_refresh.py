@@ -20,24 +20,29 @@ from hvctl.engine.expected import Expected, newest, of_span
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import RefusedError
-from hvctl.forecasting import arbiter
-from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting import arbiter, margin
+from hvctl.forecasting.arbiter import Standing
+from hvctl.forecasting.forecast import forecast
+from hvctl.forecasting.panel import Ask, Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.jobs.catalog import JOBS, Node, perform
 from hvctl.model.allocation import Allocation, Record, Resources
 from hvctl.model.forecast import Answerer, ModelCard
 from hvctl.model.job import RunState
 from hvctl.model.pool import Rung
-from hvctl.model.prediction import Prediction, Recorded
+from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
 from hvctl.model.restart import Restart
-from hvctl.model.sample import Sample
+from hvctl.model.sample import EventKind, Sample, VmEvent
+from hvctl.operations import compare, interrupt, recent
 from hvctl.operations import forecast as forecasts
-from hvctl.operations import interrupt
 from hvctl.operations import model as models
 from hvctl.operations import pool as pools
+from hvctl.operations import refresh as refreshing
 from hvctl.operations import retrain as training
-from hvctl.operations.refresh import HORIZON, refresh
+from hvctl.operations.compare import HORIZON
+from hvctl.operations.recent import OVERLAP, WHOLE, Recent
 from hvctl.operations.retrain import retrain
+from hvctl.operations.series import WEEK, history
 from hvctl.operations.top import Resource, Top, Use, kept_forecasts
 from unit.commandline import Run, runner
 from unit.fleets import fleet
@@ -45,6 +50,7 @@ from unit.poolhost import MIB, add
 from unit.record import NOW, put
 
 END = int(NOW) // STEP * STEP
+WON = {"cpu-peak": Standing(model=True)}
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +69,14 @@ class Oracle:
     """A model that always says the same ratio to the base."""
 
     ratio: float = 0.0
+    targets: tuple[str, ...] = ("peak",)
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32 | Silence:
-        return np.full(len(x), self.ratio, np.float32) if "peak" in key else Silence("no part")
+    def within(self, seconds: float) -> Ask:
+        return self.say
+
+    def say(self, key: str, x: F32) -> F32 | Silence:
+        known = key.split("-")[1] in self.targets
+        return np.full(len(x), self.ratio, np.float32) if known else Silence("no part")
 
 
 @pytest.fixture
@@ -74,6 +85,10 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     said = Oracle()
     monkeypatch.setattr(models, "panel", lambda _settings: Panel(models=said, missing="", name="m1", age=1.0))
     return said
+
+
+def refresh(engine: Engine) -> str:
+    return refreshing.refresh(engine, history(engine))
 
 
 def kept(engine: Engine) -> dict[tuple[str, str], Prediction]:
@@ -127,7 +142,8 @@ def test_what_came_is_filled_in_when_the_hour_is_over(engine: Engine) -> None:
     past = {(p.vm_uuid, p.resource): p for p in engine.store.forecasts.made(host, 0, END - HORIZON)}
     for vm, resource, values in (("vm-0", "cpu", whole.values["cpu"][0]), ("vm-1", "disk", whole.values["disk"][1])):
         assert past[vm, resource].actual_peak == pytest.approx(float(values[-12:].max()), rel=1e-4)
-    assert past["vm-1", "cpu"].actual_peak is None
+        assert past[vm, resource].actual_mean == pytest.approx(float(values[-12:].mean()), rel=1e-4)
+    assert past["vm-1", "cpu"].actual_peak is past["vm-1", "cpu"].actual_mean is None
 
 
 def test_the_model_answers_only_where_it_has_won(
@@ -146,7 +162,7 @@ def test_the_model_answers_only_where_it_has_won(
     refresh_at(engine, 48)
     assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
     refresh_at(engine, 36)
-    record = engine.store.forecasts.standings(engine.facts.name)["cpu"]
+    record = engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"]
     assert (record.cases, record.vms, record.model) == (6, 3, True)
     assert record.model_loss < record.rule_loss
     one = kept(engine)["vm-0", "cpu"]
@@ -154,16 +170,131 @@ def test_the_model_answers_only_where_it_has_won(
     # A model that says too little in the next hours loses what it won.
     oracle.ratio = -3.0
     refresh_at(engine, 24, 12, 0)
-    assert not engine.store.forecasts.standings(engine.facts.name)["cpu"].model
+    assert not engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].model
     assert kept(engine)["vm-0", "cpu"].answered == Answerer.BASELINE
+
+
+def test_means_are_compared_and_won_as_peaks_are(
+    engine: Engine, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter, "MIN_CASES", 3)
+    monkeypatch.setattr(arbiter, "MIN_VMS", 3)
+    oracle.targets = ("mean",)
+    whole = fleet(3, 1, resources=("cpu",))
+    whole.values["cpu"][:] = 2.0
+    put(engine, whole)
+    refresh_at(engine, 36)
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.model_peak, one.model_mean) == (None, pytest.approx(2.0, rel=1e-3))
+    assert one.mean == one.rule_mean == pytest.approx(2.5, rel=1e-2)
+    refresh_at(engine, 24)
+    found = engine.store.forecasts.standings(engine.facts.name)
+    assert set(found) == {("cpu", "mean")}
+    assert found["cpu", "mean"].model
+    one = kept(engine)["vm-0", "cpu"]
+    assert (one.peak, one.mean, one.answered) == (one.rule_peak, one.model_mean, Answerer.BASELINE)
+    engine.clock = lambda: NOW - STEP * 24
+    (line,) = (f for f in forecasts.forecast_vm(engine, "vm-0", forecasts.Question()).lines if f.resource == "cpu")
+    assert (line.answered, line.mean_answered, line.mean_rule) == (Answerer.BASELINE, Answerer.MODEL, "m1")
+    assert line.mean == one.mean
+
+
+# --- margins
+
+
+def growing(hours: int) -> Series:
+    """Demand that is 1 for a day, and then doubles with every hour."""
+    made = fleet(3, 1 + hours / 24, resources=("cpu",))
+    steps = 2.0 ** (1 + np.arange(hours))
+    made.values["cpu"][:] = np.concatenate([np.ones(288), np.repeat(steps, 12)]).astype(np.float32)
+    return replace(made, sizes={"cpu": np.full(3, 1e9, np.float32), "memory": np.full(3, 1e9, np.float32)})
+
+
+def test_margins_are_kept_between_rounds_and_follow_what_came(engine: Engine, oracle: Oracle, run: Run) -> None:
+    host = engine.facts.name
+    put(engine, growing(8))
+    refresh_at(engine, 96, 84)
+    first = {f.answered: f for f in engine.store.forecasts.fleet_margins(host, "m1") if f.target == "peak"}
+    assert set(first) == {"model", "baseline"}
+    # Three VMs of fifty were missed, once.
+    step = margin.FLEET_RATE * 3 / margin.FLEET * 0.95
+    assert first["model"].level == pytest.approx(step)
+    assert (first["model"].cases, first["model"].covered) == (3, 0)
+    # Nothing is learned twice, and an engine that starts anew goes on from there.
+    refresh_at(engine, 84)
+    assert engine.store.forecasts.fleet_margins(host, "m1")[0].cases == 3
+    before = kept(engine)["vm-0", "cpu"]
+    refresh_at(engine, 72, 60)
+    levels = {f.answered: f for f in engine.store.forecasts.fleet_margins(host, "m1") if f.target == "peak"}
+    assert levels["model"].level == pytest.approx(3 * step)
+    (own,) = (
+        m
+        for m in engine.store.forecasts.vm_margins(host, "m1", ["vm-0"])
+        if (m.answered, m.target) == ("model", "peak")
+    )
+    assert (own.level, own.seen) == (pytest.approx(3 * margin.RATE * 0.95), 3)
+    after = kept(engine)["vm-0", "cpu"]
+    # The oracle says the base, so that what it says grows with the demand, and its margin with the misses.
+    assert before.model_peak is not None
+    assert after.model_peak is not None
+    ratio = after.model_peak / before.model_peak
+    plain = forecast_ratio(engine, 60, 84)
+    assert ratio == pytest.approx(plain * np.exp(2 * step), rel=0.01)
+    # So has the rule's.
+    said = forecast(history(engine, ["vm-0"]), Panel(), resources=["cpu"])[1].peak
+    assert after.rule_peak == pytest.approx(said * np.exp(3 * step), rel=0.01)
+    refresh_at(engine, 48, 36, 24, 12, 0)
+    engine.store.forecasts.learn(host, [Recorded("cpu", "peak", "m1", 1.0, 2.0, 900, 50, True, 0)], [], [])
+    drifts = {(d.target, d.answered): d for d in compare.drift(engine, forecasts.panel_of(engine, ()))}
+    one = drifts["peak", "model"]
+    assert (one.answering, one.stated, one.observed, one.cases) == (True, 0.95, 0.0, 24)
+    assert one.margin == pytest.approx(np.exp(8 * step))
+    assert not drifts["peak", "baseline"].answering
+    shown = json.loads(run("-f", "json", "model", "drift").out)["drift"][0]
+    assert (shown["answered"], shown["answering"], shown["margin"]) == ("model", True, one.margin)
+    assert "95.0 %" in run("model", "drift").out
+
+
+def forecast_ratio(engine: Engine, later: int, earlier: int) -> float:
+    """By which factor the oracle's plain word grew between two times, so many slots before the end."""
+    series = history(engine, ["vm-0"], until=NOW)
+    words = [
+        forecast(series.until(series.slots - before), Panel(models=Oracle(), standings=WON), resources=["cpu"])[1].peak
+        for before in (later, earlier)
+    ]
+    return words[0] / words[1]
+
+
+def test_margins_of_another_model_and_of_vms_long_gone(engine: Engine, oracle: Oracle) -> None:
+    host = engine.facts.name
+    old = FleetMargin("m0", "model", "cpu", "peak", 2.0, 900, 100.0, 50.0, END - 3600)
+    gone = VmMargin("m1", "model", "cpu", "peak", "vm-9", 2.0, 30, END - 8 * 86400)
+    engine.store.forecasts.learn(host, [], [old], [gone])
+    put(engine, fleet(2, 1, resources=("cpu",)))
+    refresh_at(engine, 0)
+    assert kept(engine)["vm-0", "cpu"].model_peak == pytest.approx(
+        forecast(history(engine, ["vm-0"]), Panel(models=oracle, standings=WON), resources=["cpu"])[1].peak
+    )
+    assert engine.store.forecasts.fleet_margins(host, "m0") == [old]
+    assert engine.store.forecasts.vm_margins(host, "m1") == []
+
+
+def test_the_record_states_the_coverage_once_it_is_long(engine: Engine, oracle: Oracle) -> None:
+    put(engine, fleet(1, 1, resources=("cpu",)))
+    host = engine.facts.name
+    for cases, stated in ((arbiter.MIN_CASES - 1, None), (arbiter.MIN_CASES, 0.75)):
+        record = FleetMargin("m1", "baseline", "cpu", "peak", 0.0, cases, 200.0, 150.0, END)
+        engine.store.forecasts.learn(host, [], [record], [])
+        line = forecasts.forecast_vm(engine, "vm-0", forecasts.Question()).lines[0]
+        assert line.coverage == stated
 
 
 def test_another_model_begins_anew(engine: Engine, oracle: Oracle) -> None:
     host = engine.facts.name
-    engine.store.forecasts.stand(host, [Recorded("cpu", "m0", 1.0, 9.0, 9000, 90, True, 0)])
+    engine.store.forecasts.learn(host, [Recorded("cpu", "peak", "m0", 1.0, 9.0, 9000, 90, True, 0)], [], [])
     put(engine, fleet(2, 1))
     refresh_at(engine, 12, 0)
-    record = engine.store.forecasts.standings(host)["cpu"]
+    record = engine.store.forecasts.standings(host)["cpu", "peak"]
     assert (record.model_name, record.cases, record.model) == ("m1", 2, False)
 
 
@@ -171,9 +302,9 @@ def test_hours_that_overlap_teach_once(engine: Engine, oracle: Oracle) -> None:
     put(engine, fleet(2, 1))
     # The hours of the first five are over in the end, and the fifth begins where the first one ended.
     refresh_at(engine, 24, 21, 18, 15, 12, 9, 6, 3, 0)
-    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
     refresh_at(engine, 0)
-    assert engine.store.forecasts.standings(engine.facts.name)["cpu"].cases == 2 * 2
+    assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
 
 
 def test_old_forecasts_go(engine: Engine) -> None:
@@ -183,6 +314,56 @@ def test_old_forecasts_go(engine: Engine) -> None:
     engine.store.forecasts.add(host, [old, old._replace(made_at=END - 80000)])
     refresh(engine)
     assert {p.made_at for p in engine.store.forecasts.made(host, 0, NOW)} == {END - 80000, END}
+
+
+# --- the week in memory
+
+
+def same(one: Series, other: Series) -> None:
+    assert (one.vms, one.start, one.slots) == (other.vms, other.start, other.slots)
+    for resource, values in other.values.items():
+        np.testing.assert_array_equal(one.values[resource], values)
+        np.testing.assert_array_equal(one.size(resource), other.size(resource))
+    assert one.starts is not None
+    assert other.starts is not None
+    np.testing.assert_array_equal(one.starts, other.starts)
+
+
+def test_the_week_in_memory_is_the_record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def counted(engine: Engine, uuids: Any = None, seconds: float = WEEK, until: float | None = None) -> Series:
+        asked.append(seconds)
+        return history(engine, uuids, seconds, until)
+
+    monkeypatch.setattr(recent, "history", counted)
+    whole = fleet(4, 0.5)
+    whole.values["memory"][1] = np.nan
+    store = engine.store.samples
+    memory = Recent()
+
+    def until(slots: int, vms: list[int]) -> None:
+        """What is written by then: all rows of these VMs up to so many slots before the end, some again."""
+        part = whole.take(vms).until(whole.slots - slots)
+        put(engine, part, end=NOW - STEP * slots)
+        same(memory.series(engine), history(engine))
+
+    until(14, [0, 1])
+    until(13, [0, 1])
+    # One of them is behind by some slots, and so are two that are new.
+    until(9, [0])
+    until(8, [0, 1, 2, 3])
+    for before in (5, 3):
+        event = VmEvent("vm-2", "c", EventKind.RESTART, NOW - STEP * before - 30, "", None)
+        store.add(engine.facts.name, [], [event])
+        until(before, [0, 1, 2, 3])
+    assert asked == [WEEK, *[OVERLAP + STEP * n for n in (1, 4, 1)], WEEK, *[OVERLAP + STEP * n for n in (3, 2)]]
+    # All are off, for an hour and more: everything is read again by then.
+    for hours in (0.5, 1.5):
+        engine.clock = lambda at=NOW + 3600 * hours: at  # type: ignore[misc]
+        same(memory.series(engine), history(engine))
+    assert asked[-1] == WEEK
+    assert WHOLE == 3600
 
 
 # --- who reads them
