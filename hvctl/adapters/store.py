@@ -17,6 +17,7 @@ from sqlalchemy import delete, insert, select, update
 from hvctl.adapters import schema
 from hvctl.adapters.database import Database
 from hvctl.adapters.forecaststore import Forecasts
+from hvctl.adapters.guardstore import GuardStore
 from hvctl.adapters.jobruns import JobRuns
 from hvctl.adapters.poolstore import PoolMove, PoolStore, apply_move
 from hvctl.adapters.restartstore import RestartStore
@@ -53,6 +54,7 @@ class Store:
         self.restarts = RestartStore(self._database)
         self.pool = PoolStore(self._database)
         self.forecasts = Forecasts(self._database)
+        self.guards = GuardStore(self._database)
 
     def __enter__(self) -> Self:
         return self

@@ -37,11 +37,11 @@ def outlook(
     shift and limit ask what it would be if all levels were so much higher (lower: negative), under another limit."""
     if shift or limit is not None:
         measure = _changed(measure, shift, measure.limit if limit is None else limit)
-    points = _recent(measure.points, at - window, since)
+    points = recent(measure.points, at - window, since)
     if not points:
         return None
     found = _most_pressed(measure, points, horizon)
-    claimed = _recent(measure.claimed, at - window, since)
+    claimed = recent(measure.claimed, at - window, since)
     if claimed:
         said = _most_pressed(measure, claimed, horizon)
         if said.contention < found.contention:
@@ -55,7 +55,8 @@ def _changed(measure: Measure, shift: float, limit: float) -> Measure:
     return replace(measure, points=points, claimed=claimed, quantiles=quantiles, limit=limit)
 
 
-def _recent(points: Points, first: float, since: float | None) -> Points:
+def recent(points: Points, first: float, since: float | None) -> Points:
+    """Those that a decision looks at: none from before `first` or `since`, and of many a few from all over them."""
     floor = first if since is None else max(first, since)
     kept = [p for p in points if p[0] >= floor]
     if len(kept) <= MOST:

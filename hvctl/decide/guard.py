@@ -18,6 +18,7 @@ from hvctl.model.guard import (
     GuardPolicy,
     Measure,
     Outlook,
+    Verdict,
 )
 
 DEFAULT_COSTS: Mapping[Act, float] = {
@@ -45,26 +46,27 @@ def decide(facts: GuardFacts, policy: GuardPolicy, memory: GuardMemory) -> Guard
     kept = GuardMemory(pressed, memory.acted_at, memory.acted)
     outlooks = tuple(now for _, now in known.values())
 
-    def answer(chosen: Alternative | None, reason: str) -> GuardDecision:
-        after = kept if chosen is None else GuardMemory({}, facts.at, chosen.part)
-        return GuardDecision(chosen, reason, outlooks, tuple(ranked), after)
+    def nothing(verdict: Verdict, reason: str = "") -> GuardDecision:
+        return GuardDecision(verdict, None, reason or verdict.value, outlooks, tuple(ranked), kept)
 
     if not pressed:
-        return answer(None, "nothing runs out" if known else "too little was seen")
+        return nothing(Verdict.QUIET if known else Verdict.UNSEEN)
     ripe = [r for r, looks in pressed.items() if looks >= policy.looks]
     if not ripe:
-        return answer(None, f"{_words(pressed)} for the first time: it is looked at again")
+        return nothing(Verdict.FIRST_LOOK, f"{_words(pressed)}: it is looked at again before anything is done")
     if memory.acted_at is not None and 0 <= facts.at - memory.acted_at < policy.cool_down:
         left = policy.cool_down - (facts.at - memory.acted_at)
-        return answer(None, f"cooling down after {memory.acted} for another {left:.0f} s")
+        return nothing(Verdict.COOLING, f"cooling down after {memory.acted} for another {left:.0f} s")
     able = [a for a in ranked if a.refused is None and set(a.resources) & set(ripe)]
     if not able:
-        return answer(None, f"{_words(ripe)}, and nothing that the policy allows can be done about it")
+        return nothing(Verdict.UNABLE, f"{_words(ripe)}, and nothing that the policy allows can be done about it")
     best = able[0]
     if best.score < policy.threshold:
         avoided = f"{best.part} would avoid {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
-        return answer(None, f"{avoided}, which is less than the threshold of {policy.threshold:.0f}")
-    return answer(best, f"{_words(ripe)}; {best.part} avoids {best.benefit:.0f} resource-seconds for {best.cost:.1f} s")
+        return nothing(Verdict.NOT_WORTH, f"{avoided}, which is less than the threshold of {policy.threshold:.0f}")
+    reason = f"{_words(ripe)}; {best.part} avoids {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
+    acted = GuardMemory({}, facts.at, best.part)
+    return GuardDecision(Verdict.ACTS, best, reason, outlooks, tuple(ranked), acted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +106,27 @@ def _alternatives(allowed: Allowed, known: Mapping[str, tuple[Measure, Outlook]]
     mine = [(m, now) for m, now in known.values() if not allowed.relieves or m.resource in allowed.relieves]
     if allowed.act is Act.GROW:
         return [_growth(allowed, m, now, cost, refused, view) for m, now in mine if m.most is not None]
-    relieved = [(m, now) for m, now in mine if allowed.part in m.after]
-    benefit = sum(view.avoided(m, now, shift=m.after[allowed.part] - now.level) for m, now in relieved)
+    relieved = [(m, now, level) for m, now in mine if (level := _level_after(allowed, m, now)) is not None]
+    benefit = sum(view.avoided(m, now, shift=min(0.0, level - now.level)) for m, now, level in relieved)
     lost = allowed.worth * cost.work
     if refused is None and not relieved:
         refused = "nobody knows that it would relieve anything"
-    names = tuple(m.resource for m, _ in relieved)
+    names = tuple(m.resource for m, _, _ in relieved)
     return [Alternative(allowed.part, allowed.act, names, benefit, cost.pause + lost, _why(cost, lost), None, refused)]
+
+
+def _level_after(allowed: Allowed, measure: Measure, now: Outlook) -> float | None:
+    known = measure.after.get(allowed.part)
+    if known is None and allowed.relief is not None and measure.resource in allowed.relieves:
+        return now.level * (1 - allowed.relief)
+    return known
 
 
 def _growth(
     allowed: Allowed, measure: Measure, now: Outlook, cost: Cost, refused: str | None, view: _View
 ) -> Alternative:
     limit = min(measure.most or 0.0, measure.limit * (1 + view.policy.grow_by))
+    refused = refused or view.facts.refused.get(f"{allowed.part}:{measure.resource}")
     if refused is None and limit <= measure.limit:
         refused = "it cannot have more"
     benefit = view.avoided(measure, now, limit=max(limit, measure.limit))

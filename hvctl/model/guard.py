@@ -27,11 +27,13 @@ class Act(StrEnum):
 class Allowed:
     """One thing that a policy allows. part: grow, cache, net, whole, or disk:NAME, ram:BASE-END as `hvctl reset --only`
     takes them. worth: what a second of the work that goes with it counts, 0 to 1. relieves: the resources that it is
-    for (none named: all that it is known to relieve). before and after: the guest's hooks."""
+    for (none named: all that it is known to relieve); relief: the share of what they use that it takes away, where only
+    the operator knows. before and after: the guest's hooks."""
 
     part: str
     worth: float = 1.0
     relieves: tuple[str, ...] = ()
+    relief: float | None = None
     before: tuple[tuple[str, ...], ...] = ()
     after: tuple[tuple[str, ...], ...] = ()
 
@@ -113,7 +115,8 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class GuardFacts:
-    """What a decision goes by. at: seconds since 1970. refused: by part, why it cannot be done now."""
+    """What a decision goes by. at: seconds since 1970. refused: by part (or grow:RESOURCE), why it cannot be
+    done now."""
 
     vm: str
     at: float
@@ -129,6 +132,14 @@ class GuardMemory:
     pressed: Mapping[str, int] = field(default_factory=dict)
     acted_at: float | None = None
     acted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuardState:
+    """What is kept of one guarded VM. looks: by resource, what earlier looks saw that no sample has (disks)."""
+
+    memory: GuardMemory = field(default_factory=GuardMemory)
+    looks: Mapping[str, Points] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +177,62 @@ class Alternative:
         return self.benefit - self.cost
 
 
+class Verdict(StrEnum):
+    """What a decision comes to."""
+
+    ACTS = "acts"
+    QUIET = "nothing runs out"
+    UNSEEN = "too little was seen"
+    FIRST_LOOK = "looked at again"
+    COOLING = "cooling down"
+    UNABLE = "nothing can be done"
+    NOT_WORTH = "not worth its cost"
+
+
 @dataclass(frozen=True, slots=True)
 class GuardDecision:
     """chosen None: nothing is done, and reason says why. alternatives: every one, the best first. memory: what the
     guard keeps for its next look."""
 
+    verdict: Verdict
     chosen: Alternative | None
     reason: str
     outlooks: tuple[Outlook, ...]
     alternatives: tuple[Alternative, ...]
     memory: GuardMemory
+
+    @property
+    def contention(self) -> float:
+        """Of the resource that is pressed most, in seconds."""
+        return max((o.contention for o in self.outlooks), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A row of the journal: one decision, or a run of the same "nothing" from `at` to `until`, of so many `looks`.
+
+    facts, before (the guard's memory) and decision are those of the newest look; most is the largest contention of any
+    look of the run, in seconds, at most_at. outcome and operation: what came of an action. kept_until: until when what
+    was reset is kept for undo. Times are seconds since 1970.
+    """
+
+    vm_uuid: str
+    vm_name: str
+    at: float
+    until: float
+    watch: Watch
+    facts: GuardFacts
+    before: GuardMemory
+    decision: GuardDecision
+    looks: int = 1
+    most: float = 0.0
+    most_at: float = 0.0
+    id: int = 0
+    operation: int | None = None
+    outcome: str | None = None
+    kept_until: float | None = None
+
+    @property
+    def kept(self) -> str:
+        """The name of the snapshot that is taken before it acts."""
+        return f"guard-{self.id}"

@@ -18,18 +18,21 @@ RAM_BYTES = 256
 
 @dataclass(slots=True)
 class Part:
-    """A part of a guest (RAM, device state, a disk) and the moment it is of. Parts of different moments are torn."""
+    """A part of a guest (RAM, device state, a disk) and the moment it is of. Parts of different moments are torn. size
+    is what the image of a disk takes, in bytes."""
 
     text: str = ""
     moment: int = 0
+    size: int = 0
 
 
 @dataclass(slots=True)
 class File:
-    """A file of the host; tags are the internal snapshots of an overlay."""
+    """A file of the host; tags are the internal snapshots of an overlay, most is the size of its disk in bytes."""
 
     part: Part = field(default_factory=Part)
     tags: dict[str, Part] = field(default_factory=dict)
+    most: int = 1 << 30
 
 
 @dataclass(slots=True)
@@ -83,7 +86,8 @@ class Behaviour:
 @dataclass(slots=True)
 class Used:
     """What the counters of a QEMU process say; cpu and steal in nanoseconds, those of devices for each of them. dirty
-    are bytes of RAM that a measurement of dirtied pages finds."""
+    are bytes of RAM that a measurement of dirtied pages finds, resident those that the process has (None: all of what
+    the balloon leaves the guest)."""
 
     cpu: int = 0
     steal: int = 0
@@ -96,6 +100,7 @@ class Used:
     rx_packets: int = 0
     tx_packets: int = 0
     dirty: int = 0
+    resident: int | None = None
 
 
 @dataclass(slots=True)
@@ -214,14 +219,17 @@ def _facts() -> HostFacts:
 
 @dataclass(slots=True)
 class World:
-    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots; flows are
-    the two addresses of each tracked connection, None on a kernel that tracks none. seconds and wall are what its
+    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots,
+    disk_room those for overlays, available those of memory that is free; flows are the two addresses of each tracked
+    connection, None on a kernel that tracks none. seconds and wall are what its
     steady clock and its wall clock show, None where they are those of this machine; slow is how many seconds a look at
     the counters takes."""
 
     facts: HostFacts = field(default_factory=_facts)
     clock: int = 1000
     room: int = 16 << 30
+    disk_room: int = 64 << 30
+    available: int = 32 << 30
     libvirt_down: bool = False
     seconds: float | None = None
     wall: float | None = None
