@@ -9,7 +9,9 @@ import typer
 from hvctl import __version__
 from hvctl.cli import (
     allocate,
+    explain,
     forecast,
+    guard,
     host,
     image,
     interrupt,
@@ -51,6 +53,8 @@ app.command("allocate")(allocate.allocate)
 app.command("reset")(snapshot.reset)
 app.command("interrupt")(interrupt.interrupt)
 app.command("resume")(interrupt.resume)
+app.command("guard")(guard.guard)
+app.command("explain")(explain.explain)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
 app.command("forecast")(forecast.forecast)

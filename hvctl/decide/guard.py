@@ -126,7 +126,7 @@ def _growth(
     allowed: Allowed, measure: Measure, now: Outlook, cost: Cost, refused: str | None, view: _View
 ) -> Alternative:
     limit = min(measure.most or 0.0, measure.limit * (1 + view.policy.grow_by))
-    refused = refused or view.facts.refused.get(f"{allowed.part}:{measure.resource}")
+    refused = refused or view.facts.refused.get(f"grow:{measure.resource}")
     if refused is None and limit <= measure.limit:
         refused = "it cannot have more"
     benefit = view.avoided(measure, now, limit=max(limit, measure.limit))

@@ -176,6 +176,11 @@ class Alternative:
     def score(self) -> float:
         return self.benefit - self.cost
 
+    @property
+    def name(self) -> str:
+        """Of several that grow, which."""
+        return f"{self.part}:{self.resources[0]}" if self.act is Act.GROW else self.part
+
 
 class Verdict(StrEnum):
     """What a decision comes to."""

@@ -1,4 +1,5 @@
-"""Guard policies: TOML files that say what a guard may do for a VM, and when. The shipped ones lie in snapshots/guard."""
+"""Guard policies: TOML files that say what a guard may do for a VM, and when. Those that are shipped lie in
+snapshots/guard."""
 
 from __future__ import annotations
 
