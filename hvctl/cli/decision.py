@@ -33,7 +33,7 @@ def lines(one: Decided) -> list[tuple[str, str]]:
     if one.looks > 1 and one.most > 0:
         found.append(("worst", f"{one.most:.0f} s of contention were expected at {format_time(one.most_at)}"))
     found += [("resource", _outlook(o)) for o in decision.outlooks]
-    found += [("instead" if a is not decision.chosen else "chosen", _alternative(a)) for a in decision.alternatives]
+    found += [("instead" if a != decision.chosen else "chosen", _alternative(a)) for a in decision.alternatives]
     if one.outcome:
         number = f", operation {one.operation}" if one.operation else ""
         found.append(("outcome", f"{one.outcome}{number}"))

@@ -62,10 +62,10 @@ def decide(facts: GuardFacts, policy: GuardPolicy, memory: GuardMemory) -> Guard
         return nothing(Verdict.UNABLE, f"{_words(ripe)}, and nothing that the policy allows can be done about it")
     best = able[0]
     if best.score < policy.threshold:
-        avoided = f"{best.part} would avoid {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
+        avoided = f"{best.name} would avoid {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
         return nothing(Verdict.NOT_WORTH, f"{avoided}, which is less than the threshold of {policy.threshold:.0f}")
-    reason = f"{_words(ripe)}; {best.part} avoids {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
-    acted = GuardMemory({}, facts.at, best.part)
+    reason = f"{_words(ripe)}; {best.name} avoids {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
+    acted = GuardMemory({}, facts.at, best.name)
     return GuardDecision(Verdict.ACTS, best, reason, outlooks, tuple(ranked), acted)
 
 

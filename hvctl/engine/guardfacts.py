@@ -11,7 +11,7 @@ from hvctl.decide.admission import holders
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
 from hvctl.decide.reservations import room
-from hvctl.engine.diskuse import bytes_in_use
+from hvctl.engine.diskuse import filled
 from hvctl.engine.expected import MIB, newest
 from hvctl.engine.guardcosts import cost_of, moment, refusal_of
 from hvctl.engine.handover import capacity
@@ -167,7 +167,7 @@ class VmLook:
     def _disks(self) -> list[Measure]:
         """The disks that the policy has to do with, and the file system that they lie on."""
         concerned = {d.target: (d, parts) for d in self._vm.disks if d.writable and (parts := self._parts_of(d))}
-        claims = bytes_in_use(self._engine.host, self._vm) if concerned else {}
+        claims = filled(self._engine.host, self._vm) if concerned else {}
         found, taken, left = [], 0, 0
         freed: dict[str, int] = {}
         for target, (disk, parts) in concerned.items():
@@ -177,8 +177,9 @@ class VmLook:
                 continue
             key = f"disk:{disk.name or target}"
             after = {} if space.after is None else {part: float(space.after) for part in parts}
-            claimed = () if target not in claims else self._seen(f"{key} as the guest says", claims[target])
             full = space.size * self._policy.disk_full
+            said = claims.get(target)
+            claimed = () if said is None else self._seen(f"{key} as the guest says", said * full)
             found.append(Measure(key, "bytes", self._seen(key, space.taken), full, claimed, after=after))
             taken, left = taken + space.taken, space.left
             for part in after:

@@ -77,7 +77,7 @@ def cycle(engine: Engine) -> str:
             faults.append(f"{vm.name}: {e.message}")
             continue
         if one.decision.chosen is not None:
-            done.append(f"{vm.name}: {one.decision.chosen.part} ({one.outcome or 'not known yet'}, decision d{one.id})")
+            done.append(f"{vm.name}: {one.decision.chosen.name} ({one.outcome or 'not known yet'}, decision d{one.id})")
     if faults:
         raise HvctlError("; ".join([*faults, *done]), "hvctl guard status")
     return f"{len(armed)} guarded; " + ("; ".join(done) or "nothing was done")
