@@ -19,6 +19,7 @@ from hvctl.engine.observe import observe_all
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Resources, resources
 from hvctl.model.guard import Act, GuardFacts, GuardPolicy, GuardState, Measure, Points
+from hvctl.model.meter import VmReading
 from hvctl.model.operation import OpState
 from hvctl.model.prediction import Prediction
 from hvctl.model.sample import Sample
@@ -33,16 +34,19 @@ _REMEMBERED: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class HostLook:
-    """What one cycle sees of the host, for all VMs. available: bytes of memory that are free, without the reserve."""
+    """What one cycle sees of the host, for all VMs. available: bytes of memory that are free, without the reserve;
+    readings: what each VM has now, by uuid."""
 
     vms: tuple[Vm, ...]
     available: int
+    readings: Mapping[str, VmReading]
     forecasts: Mapping[str, Mapping[str, Prediction]]
 
 
 def look_at_host(engine: Engine) -> HostLook:
     available = engine.host.meter.available() - engine.settings.reserve_memory
-    return HostLook(observe_all(engine.host), max(0, available), newest(engine))
+    readings = {r.uuid: r for r in engine.host.meter.read().vms}
+    return HostLook(observe_all(engine.host), max(0, available), readings, newest(engine))
 
 
 class VmLook:
@@ -52,6 +56,7 @@ class VmLook:
         self._engine, self._vm, self._policy, self._state = engine, vm, policy, state
         self._at = engine.clock()
         self._host = host
+        self._now = host.readings.get(vm.uuid, VmReading(vm.uuid, vm.name, ""))
         name, store = engine.facts.name, engine.store
         self._samples = store.samples.latest(name, int(self._at - policy.window) - 1, [vm.uuid])
         self._done = [o for o in store.operations(name, vm.uuid, OpState.DONE, limit=_REMEMBERED) if o.closed_at]
@@ -75,6 +80,14 @@ class VmLook:
 
     def _points(self, value: Callable[[Sample], float | None]) -> Points:
         return self._recent(tuple((float(s.at), v) for s in self._samples if (v := value(s)) is not None))
+
+    def _amounts(self, key: str, value: Callable[[Sample | VmReading], float | None]) -> Points:
+        """Of what is no rate, what it is now counts too: a collector that is late has a gap where this has none. The
+        guard keeps what it saw itself."""
+        now = value(self._now)
+        own = self._recent((*self._state.looks.get(key, ()), *(() if now is None else ((self._at, float(now)),))))
+        self.looks[key] = own
+        return self._recent(tuple(sorted({*self._points(value), *own})))
 
     def _recent(self, points: Points) -> Points:
         return recent(points, self._at - self._policy.window, self._state.memory.acted_at)
@@ -119,13 +132,13 @@ class VmLook:
     def _memory(self) -> Measure | None:
         """It runs out where the guest says so and the host sees as much held: None without the guest's word."""
         vm, margin = self._vm, self._engine.settings.memory_margin
-        claimed = self._points(lambda s: s.memory_used)
+        claimed = self._amounts("memory as the guest says", _used)
         if not claimed or not vm.has_balloon:
             return None
         most = min(vm.max_memory, self._room().memory) - margin
         then = self._used_at_snapshot() if any(a.act is Act.WHOLE for a in self._policy.allow) else None
         return Measure(
-            "memory", "bytes", self._points(lambda s: s.rss), vm.allocation.memory - margin, claimed, most,
+            "memory", "bytes", self._amounts("resident", _resident), vm.allocation.memory - margin, claimed, most,
             self._quantiles("memory", MIB), {} if then is None else {Act.WHOLE.value: then},
         )  # fmt: skip
 
@@ -142,22 +155,21 @@ class VmLook:
 
     def _resident(self) -> Measure | None:
         """What the process holds of the host's memory, against its part and against what the host has left."""
-        points = self._points(lambda s: s.rss)
+        points = self._amounts("resident", _resident)
         if not points:
             return None
         limit = points[-1][1] + self._host.available
         limit = limit if self._policy.resident is None else min(limit, float(self._policy.resident))
-        last = self._samples[-1]
         after = {}
-        if last.memory_usable is not None and last.memory_unused is not None:
-            cache = max(0.0, last.memory_usable - last.memory_unused)
+        if self._now.usable is not None and self._now.unused is not None:
+            cache = max(0.0, self._now.usable - self._now.unused)
             after[Act.CACHE.value] = max(0.0, points[-1][1] - cache)
         return Measure("resident", "bytes", points, limit, after=after)
 
     def _connections(self) -> Measure | None:
         if self._policy.connections is None:
             return None
-        points = self._points(lambda s: s.connections)
+        points = self._amounts("connections", lambda s: s.connections)
         if not points:
             return None
         return Measure(
@@ -199,6 +211,17 @@ class VmLook:
         points = self._recent((*self._state.looks.get(key, ()), (self._at, float(value))))
         self.looks[key] = points
         return points
+
+
+def _resident(seen: Sample | VmReading) -> float | None:
+    return seen.rss
+
+
+def _used(seen: Sample | VmReading) -> float | None:
+    """As a sample has it: all that the guest has, less what it could give to who asks."""
+    if isinstance(seen, Sample):
+        return seen.memory_used
+    return None if seen.available is None or seen.usable is None else max(0, seen.available - seen.usable)
 
 
 def _iops(s: Sample) -> float | None:

@@ -59,7 +59,7 @@ def _read(world: World, vm: FakeVm, clock: float) -> VmReading:
         vcpu_times=tuple((i, each) for i in range(vm.allocation.vcpus)),
         steal=used.steal,
         memory=memory,
-        unused=free if reports else None,
+        unused=max(0, free - guest.cache) if reports else None,
         available=memory if reports else None,
         usable=free if reports else None,
         rss=memory if used.resident is None else used.resident,

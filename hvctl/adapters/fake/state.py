@@ -57,8 +57,9 @@ class Exec:
 class Behaviour:
     """How a guest behaves.
 
-    balloon_floor and used_memory are bytes: the balloon driver gives nothing below the floor; statistics report
-    actual - used_memory as usable. agent_gap is how many agent calls after a state load find it not connected.
+    balloon_floor, used_memory and cache are bytes: the balloon driver gives nothing below the floor; statistics report
+    actual - used_memory as usable, of which the cache is in use until the guest drops it. agent_gap is how many agent
+    calls after a state load find it not connected.
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
     trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
     mounted are targets of disks that the guest says it uses, and `umount TARGET` there has it let go of one.
@@ -69,6 +70,7 @@ class Behaviour:
     balloon_stats: bool = True
     balloon_floor: int = 0
     used_memory: int = 64 << 20
+    cache: int = 0
     agent: Literal["present", "absent", "silent", "hostile"] = "present"
     agent_gap: int = 1
     refuses: list[str] = field(default_factory=list)
