@@ -90,7 +90,10 @@ def look(engine: Engine, host: HostLook, vm: Vm, watch: Watch) -> Decided:
     if chosen is not None and policy.snapshot_first and chosen.act.needs_snapshot:
         one = replace(one, kept_until=one.at + policy.keep)
     one = engine.store.guards.decided(engine.facts.name, one, state)
-    return one if chosen is None else carry_out(engine, vm, one)
+    if chosen is None:
+        return one
+    engine.faults.point("guard", "decided", "after")
+    return carry_out(engine, vm, one)
 
 
 def _considered(engine: Engine, host: HostLook, vm: Vm, watch: Watch) -> tuple[Decided, GuardState]:

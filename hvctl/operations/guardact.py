@@ -37,7 +37,9 @@ def carry_out(engine: Engine, vm: Vm, one: Decided) -> Decided:
     try:
         if one.kept_until is not None:
             snapshots.take(engine, vm.uuid, one.kept, key=f"{_key(one)}-kept")
+            engine.faults.point("guard", "kept", "after")
         outcome = _do(engine, vm, policy, chosen, key=_key(one))
+        engine.faults.point("guard", "acted", "after")
         one = replace(one, operation=outcome.operation, outcome=str(outcome.state))
     except BusyError as e:
         # Nothing was begun: the next look may do it.
