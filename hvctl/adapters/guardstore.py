@@ -89,7 +89,8 @@ class GuardStore:
         return self._all(_of(host).where(DECISION.c.kept_until.is_not(None)).order_by(DECISION.c.id.desc()))
 
     def prune(self, host: str, until: float) -> int:
-        """Remove decisions up to a time; those that are not over stay."""
+        """Remove decisions up to a time (those that are not over stay), and what is remembered of VMs that have none;
+        how many decisions."""
         over = (
             DECISION.c.host == host,
             DECISION.c.until <= until,
@@ -97,7 +98,10 @@ class GuardStore:
             DECISION.c.kept_until.is_(None),
         )
         with self._database.transaction(write=True) as connection:
-            return connection.execute(delete(DECISION).where(*over)).rowcount
+            gone = connection.execute(delete(DECISION).where(*over)).rowcount
+            known = select(DECISION.c.vm_uuid).where(DECISION.c.host == host)
+            connection.execute(delete(GUARD).where(GUARD.c.host == host, GUARD.c.vm_uuid.not_in(known)))
+            return gone
 
     def _all(self, query: Select[Any]) -> list[Decided]:
         with self._database.transaction(write=False) as connection:

@@ -245,6 +245,12 @@ class Store:
             row = connection.execute(query).first()
             return None if row is None else promise_from(row)
 
+    def records(self, host: str) -> dict[str, Record]:
+        """By uuid, of the VMs that were promised something."""
+        query = select(VM.c.uuid, VM.c.record).where(VM.c.host == host)
+        with self._database.transaction(write=False) as connection:
+            return {r.uuid: load(Record, r.record) for r in connection.execute(query) if r.record is not None}
+
     def record_of(self, host: str, vm_uuid: str) -> Record | None:
         """The record of a VM's promise, to compare with the one in the domain's metadata."""
         query = select(VM.c.record).where(VM.c.host == host, VM.c.uuid == vm_uuid)

@@ -45,16 +45,16 @@ def lines(one: Decided) -> list[tuple[str, str]]:
 def exhaustion(outlook: Outlook) -> str:
     """When a resource runs out, and how likely that is."""
     if outlook.probability < 0.005:
-        return "never, as far as can be seen"
+        return "does not run out as far as can be seen"
     when = "within the horizon" if outlook.eta is None else f"in {format_duration(max(0.0, outlook.eta))}"
-    return f"{when} ({outlook.probability:.0%})"
+    return f"runs out {when} ({outlook.probability:.0%})"
 
 
 def _outlook(outlook: Outlook) -> str:
     now, limit = amount(outlook.level, outlook.unit), amount(outlook.limit, outlook.unit)
     rate = "" if not outlook.rate else f", {'+' if outlook.rate > 0 else '-'}{_rate(abs(outlook.rate), outlook.unit)}"
     expected = f"{outlook.contention:.0f} s of contention expected" if outlook.contention else "no contention expected"
-    return f"{outlook.resource}: {now} of {limit}{rate}; runs out {exhaustion(outlook)}; {expected} ({outlook.by})"
+    return f"{outlook.resource}: {now} of {limit}{rate}; {exhaustion(outlook)}; {expected} ({outlook.by})"
 
 
 def _alternative(one: Alternative) -> str:

@@ -71,10 +71,14 @@ def guard(
 
 
 def _status(options: Globals) -> None:
+    from hvctl.jobs.catalog import JOBS, pause_of
     from hvctl.operations import guard as verbs
 
     with options.engine() as engine:
         data = [_row(one) for one in verbs.guarded(engine)]
+        paused = pause_of(JOBS["guard"], engine.store.jobs.pauses(engine.facts.name))
+    if paused:
+        options.say(f"paused by {paused.who}: hvctl job resume {paused.job or ''}".rstrip())
     render.rows(options, "guards", data, COLUMNS)
 
 

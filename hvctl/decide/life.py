@@ -116,10 +116,10 @@ def plan_set(vm: Vm, priority: int | None, interruptible: bool | None) -> Plan |
     return Plan(f"set {vm.name}", (SetRecord(vm.uuid, new),))
 
 
-def plan_guard(vm: Vm, watch: Watch | None) -> tuple[Plan, Record]:
-    """Arm a guard or, with None, disarm it; the VM's record then."""
+def plan_guard(vm: Vm, watch: Watch | None, stored: Watch | None) -> tuple[Plan, Record]:
+    """Arm a guard or, with None, disarm it; the VM's record then. stored: what the database has of it."""
     new = replace(vm.record or Record(vm.allocation), guard=watch)
-    if new == vm.record:
+    if new == vm.record and stored == watch:
         return Plan(f"guard {vm.name}", (), ("it is as asked already",)), new
     goal = f"guard {vm.name} by {watch.name}" if watch else f"guard {vm.name} no more"
     return Plan(goal, (SetRecord(vm.uuid, new),)), new

@@ -38,6 +38,7 @@ class HostLook:
     readings: what each VM has now, by uuid."""
 
     vms: tuple[Vm, ...]
+    interrupted: frozenset[str]
     available: int
     readings: Mapping[str, VmReading]
     forecasts: Mapping[str, Mapping[str, Prediction]]
@@ -46,7 +47,8 @@ class HostLook:
 def look_at_host(engine: Engine) -> HostLook:
     available = engine.host.meter.available() - engine.settings.reserve_memory
     readings = {r.uuid: r for r in engine.host.meter.read().vms}
-    return HostLook(observe_all(engine.host), max(0, available), readings, newest(engine))
+    away = frozenset(a.vm_uuid for a in engine.store.pool.away(engine.facts.name))
+    return HostLook(observe_all(engine.host), away, max(0, available), readings, newest(engine))
 
 
 class VmLook:
@@ -71,7 +73,9 @@ class VmLook:
         engine, vm, snapshot = self._engine, self._vm, self._snapshot
         costs = {a.part: cost_of(a, self._done, self._policy.to, snapshot, self._at) for a in self._policy.allow}
         refused = {a.part: why for a in self._policy.allow if (why := refusal_of(engine, vm, a)) is not None}
-        if self._policy.to and snapshot is None:
+        if vm.uuid in self._host.interrupted:
+            refused = dict.fromkeys(costs, f"{vm.name} is interrupted")
+        elif self._policy.to and snapshot is None:
             missing = f"{vm.name} has no snapshot {self._policy.to}"
             refused |= {a.part: missing for a in self._policy.allow if a.act.needs_snapshot}
         return GuardFacts(self._vm.name, self._at, tuple(measures), costs, refused)

@@ -3,7 +3,6 @@ do is its policy; what it decided, nothing included, is in the journal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvctl.decide import life
@@ -35,7 +34,8 @@ def arm(engine: Engine, ref: str, watch: Watch | None, *, dry_run: bool = False,
     def decided(vm: Vm | None) -> Decision | Refusal:
         if vm is None:
             return Refusal(f"there is no VM {ref}.")
-        plan, record = life.plan_guard(vm, watch)
+        stored = engine.store.record_of(engine.facts.name, vm.uuid)
+        plan, record = life.plan_guard(vm, watch, stored.guard if stored else None)
         return Decision(plan, Before(vm=vm, goal=record, holds=vm.state.active), goal=record, holds=vm.state.active)
 
     if dry_run:
@@ -54,8 +54,7 @@ def preview(engine: Engine, ref: str, watch: Watch) -> Decided:
 
 def guarded(engine: Engine) -> list[Guarded]:
     last = engine.store.guards.newest(engine.facts.name)
-    return [Guarded(vm, vm.record.guard, last.get(vm.uuid)) for vm in _armed(observe_all(engine.host))
-            if vm.record and vm.record.guard]  # fmt: skip
+    return [Guarded(vm, watch, last.get(vm.uuid)) for vm, watch in _armed(engine)]
 
 
 def cycle(engine: Engine) -> str:
@@ -63,16 +62,14 @@ def cycle(engine: Engine) -> str:
     not be looked at, after all others were."""
     settle(engine)
     expire(engine)
-    armed = _armed(observe_all(engine.host))
+    armed = _armed(engine)
     if not armed:
         return "nobody is guarded"
     host = look_at_host(engine)
     done, faults = [], []
-    for vm in armed:
-        assert vm.record is not None
-        assert vm.record.guard is not None
+    for vm, watch in armed:
         try:
-            one = look(engine, host, vm, vm.record.guard)
+            one = look(engine, host, vm, watch)
         except HvctlError as e:
             faults.append(f"{vm.name}: {e.message}")
             continue
@@ -118,5 +115,13 @@ def _considered(engine: Engine, host: HostLook, vm: Vm, watch: Watch) -> tuple[D
     return one, GuardState(decision.memory, seen.looks)
 
 
-def _armed(vms: Sequence[Vm]) -> list[Vm]:
-    return [vm for vm in vms if vm.record is not None and vm.record.guard is not None and vm.state.active]
+def _armed(engine: Engine) -> list[tuple[Vm, Watch]]:
+    """What runs and is guarded. What the domain's metadata lost of that, the database still knows."""
+    records = engine.store.records(engine.facts.name)
+    found = []
+    for vm in observe_all(engine.host):
+        stored = records.get(vm.uuid)
+        watch = (vm.record.guard if vm.record else None) or (stored.guard if stored else None)
+        if watch and vm.state.active:
+            found.append((vm, watch))
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from host.loaded import Loaded, loaded
 from unit.enginehost import MIB, add_image
 
-from faults.command import FakeSite
-from faults.test_kills import assert_contract, recovered
+from faults.test_kills import LoadedSite, assert_contract, copied, recovered
 from hvctl.engine.runtime import open_engine
 from hvctl.model.guard import Decided
 from hvctl.operations import guard
@@ -29,29 +30,34 @@ worth = 0.0
 """
 POINTS = (
     "guard:decided:after",
-    "snapshot-take:begun:after",
     "snapshot-take:publish_snapshot:after",
     "guard:kept:after",
     "reset:row:after",
     "reset:prepare_disk:after",
-    "reset:restore_disk:before",
     "reset:restore_disk:after",
     "reset:closed:after",
     "guard:acted:after",
 )
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> FakeSite:
+@pytest.fixture(scope="module")
+def command() -> Iterator[Loaded]:
+    with loaded({}) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, command: Loaded) -> LoadedSite:
     """A guarded VM whose disk has filled up since its snapshot."""
-    made = FakeSite(tmp_path / "site")
+    folder = tmp_path_factory.mktemp("guard")
+    made = LoadedSite(folder / "site", command=command)
     made.folder.mkdir()
     add_image(made)
-    (tmp_path / "policy.toml").write_text(POLICY)
+    (folder / "policy.toml").write_text(POLICY)
     for argv in (
         ("vm", "create", "a", "--image", "micro", "--start"),
         ("snapshot", "take", "a", "clean"),
-        ("guard", "a", "--policy", str(tmp_path / "policy.toml")),
+        ("guard", "a", "--policy", str(folder / "policy.toml")),
     ):
         done = made.run(*argv)
         assert done.returncode == 0, done.stderr
@@ -61,20 +67,25 @@ def site(tmp_path: Path) -> FakeSite:
     return made
 
 
-def decisions(site: FakeSite) -> list[Decided]:
+@pytest.fixture
+def site(prepared: LoadedSite, tmp_path: Path) -> LoadedSite:
+    return copied(prepared, tmp_path / "site")
+
+
+def decisions(site: LoadedSite) -> list[Decided]:
     """Of those that do something, the newest first."""
     with open_engine(site.settings) as engine:
         uuid = engine.host.domains.uuid("a")
         return [d for d in engine.store.guards.of_vm(engine.facts.name, uuid) if d.decision.chosen is not None]
 
 
-def full(site: FakeSite) -> bool:
+def full(site: LoadedSite) -> bool:
     world = site.world.read()
     return world.files[str(world.vm("a").disks[0].path)].part.size == 64 * MIB
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_while_it_acts(site: FakeSite, point: str) -> None:
+def test_killed_while_it_acts(site: LoadedSite, point: str) -> None:
     assert site.run("job", "run", "guard", fault=f"{point}=kill").returncode == -9
     recovered(site)
     assert_contract(site)

@@ -1,4 +1,4 @@
-"""What a guard decides, as properties of every situation: never more than its policy allows, and one thing at a time."""
+"""What a guard decides, as properties of every situation: never more than its policy allows, and one thing at once."""
 
 from __future__ import annotations
 

@@ -41,14 +41,15 @@ def job(name: str = "test", work: Callable[[Node], str] = lambda _: "worked", *,
 
 def test_the_catalog() -> None:
     assert set(JOBS) == {
-        "recover", "collect", "roll-up", "restarts", "pool", "demands", "returns", "reconcile", "forecast", "retrain",
+        "recover", "collect", "roll-up", "restarts", "pool", "demands", "returns", "guard", "reconcile", "forecast",
+        "retrain",
     }  # fmt: skip
     assert {name for name, job in JOBS.items() if job.action} == {
-        "recover", "demands", "returns", "reconcile", "retrain",
+        "recover", "demands", "returns", "guard", "reconcile", "retrain",
     }  # fmt: skip
     assert {job.name: job.every(SETTINGS) for job in JOBS.values()} == {
         "recover": 10, "collect": 10, "roll-up": 300, "restarts": 300, "pool": 10, "demands": 10, "returns": 10,
-        "reconcile": 300, "forecast": 300, "retrain": 86400,
+        "guard": 10, "reconcile": 300, "forecast": 300, "retrain": 86400,
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="no job 'colect'"):
         find("colect")
@@ -58,9 +59,9 @@ def test_the_catalog() -> None:
     ("paused", "stopped"),
     [
         ([], set()),
-        ([None], {"recover", "demands", "returns", "reconcile", "retrain"}),
+        ([None], {"recover", "demands", "returns", "guard", "reconcile", "retrain"}),
         (["collect"], {"collect"}),
-        ([None, "collect"], {"recover", "demands", "returns", "reconcile", "retrain", "collect"}),
+        ([None, "collect"], {"recover", "demands", "returns", "guard", "reconcile", "retrain", "collect"}),
         (["roll-up", "recover"], {"roll-up", "recover"}),
     ],
 )
