@@ -1,4 +1,4 @@
-"""Guests that run out of something: kept going by resets of a part, while others with the same load hit their limits."""
+"""Guests that run out of something: kept going by resets of a part, while others with the same load hit a limit."""
 
 from __future__ import annotations
 

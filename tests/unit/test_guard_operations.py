@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +13,19 @@ from faults.command import FakeSite
 from hvctl.adapters.fake import open_fake
 from hvctl.adapters.fake.state import Used
 from hvctl.adapters.store import Store
+from hvctl.decide.growth import FULL as FULL_SHARE
+from hvctl.decide.growth import growth
 from hvctl.decide.guard import decide
+from hvctl.decide.scope import parse_scope
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError, NotFoundError, RefusedError, UsageError
-from hvctl.model.allocation import Change
+from hvctl.model.allocation import Change, DiskChange, DiskLimit, NicChange, NicLimit
 from hvctl.model.guard import Allowed, Decided, GuardPolicy, Verdict, Watch
 from hvctl.model.operation import Kind, OpState
+from hvctl.model.pool import Rung
 from hvctl.model.sample import Sample
-from hvctl.operations import guard, guardact, guardpolicy, snapshot, why
+from hvctl.operations import guard, guardact, guardpolicy, interrupt, snapshot, why
 from hvctl.operations import vm as vms
 from hvctl.operations.allocate import allocate
 from hvctl.settings import Settings
@@ -49,16 +54,18 @@ class Node:
     def later(self, seconds: float = 10.0) -> None:
         self.now += seconds
 
-    def measure(self, *, rss: float = 100.0, used: float = 50.0, cache: float = 20.0, cpu: float = 0.1) -> None:
-        """What a cycle of the collector found, and the VM is so still; in MiB and cores. Time goes on."""
+    def measure(self, *, rss: float = 100.0, used: float = 50.0, cache: float = 20.0, **more: float) -> None:
+        """What a cycle of the collector found, and the VM is so still; in MiB. more: CPU, reads, connections. Time goes
+        on."""
         self.later()
         world, taken, held = self.site.world, round(used * MIB), round(cache * MIB)
         world.set_used("a", Used(resident=round(rss * MIB)))
         world.set_behaviour("a", used_memory=taken, cache=held)
         has = self.engine.host.domains.get("a").allocation.memory
         sample = Sample(
-            self.uuid, "a", int(self.now), 10.0, cpu=cpu, memory=has, memory_used=taken, memory_available=has,
-            memory_usable=has - taken, memory_unused=has - taken - held, rss=rss * MIB,
+            self.uuid, "a", int(self.now), 10.0, cpu=more.get("cpu", 0.1), memory=has, memory_used=taken,
+            memory_available=has, memory_usable=has - taken, memory_unused=has - taken - held, rss=rss * MIB,
+            disk_reads=more.get("reads", 0.0), disk_writes=0.0, connections=more.get("connections"),
         )  # fmt: skip
         self.engine.store.samples.add(self.engine.facts.name, [sample])
 
@@ -184,6 +191,74 @@ def test_cpu_grows_by_the_quota_that_holds_it(node: Node) -> None:
     assert made.decision.chosen is not None
     assert made.decision.chosen.name == "grow:cpu"
     assert node.engine.host.domains.get("a").allocation.cpu_quota == 63
+
+
+def test_limits_of_disks_and_nics_grow_each_by_the_same_share(node: Node) -> None:
+    vm = node.engine.host.domains.get("a")
+    limits = replace(
+        vm.allocation, disks=(DiskLimit("vda", 100, 10 * MIB), DiskLimit("vdb", 300)), nics=(NicLimit("m", 8_000_000),)
+    )
+    vm = replace(vm, allocation=limits)
+    assert growth(vm, "iops", 500 * FULL_SHARE, 0).disks == (DiskChange("vda", 125), DiskChange("vdb", 375))
+    assert growth(vm, "disk-rate", 20 * MIB * FULL_SHARE, 0).disks == (DiskChange("vda", rate=20 * MIB),)
+    assert growth(vm, "net-in", 1e7 * FULL_SHARE, 0).nics == (NicChange("m", 10_000_000),)
+    assert growth(vm, "cpu", 1.25 * FULL_SHARE, 0) == Change(vcpus=2)
+    assert growth(vm, "memory", 300 * MIB, 32 * MIB) == Change(memory=332 * MIB)
+
+
+def test_a_throttled_disk_gets_more(node: Node) -> None:
+    allocate(node.engine, "a", Change(disks=(DiskChange(None, iops=100),)))
+    node.arm(watch("grow"))
+    for _ in range(4):
+        node.measure(reads=99.0)
+    made = node.cycle()
+    assert made.decision.chosen is not None
+    assert made.decision.chosen.name == "grow:iops"
+    assert node.engine.host.domains.get("a").allocation.disk("vda").iops == 125
+
+
+def test_the_network_path_is_made_anew_before_the_host_tracks_too_much_of_it(node: Node) -> None:
+    node.arm(watch("net", connections=1000))
+    for connections in (600.0, 700.0, 800.0, 900.0):
+        node.measure(connections=connections)
+    made = node.cycle()
+    assert made.decision.chosen is not None
+    assert (made.decision.chosen.part, made.outcome) == ("net", "done")
+    assert [s.name for s in last(node.engine).steps] == ["drop_queues", "forget_flows", "set_nic_limit"]
+
+
+def test_the_whole_vm_goes_back_where_nothing_less_helps(node: Node) -> None:
+    node.arm(watch("whole"))
+    node.site.world.spoil("a")
+    made = node.fill(20, 30, 40)
+    assert made.outcome == "done"
+    assert (last(node.engine).kind, last(node.engine).request["to"]) == (Kind.RESET, "clean")
+    assert node.engine.host.storage.space(node.engine.host.domains.get("a").disks[0]).taken == 0
+    assert guard.guarded(node.engine)[0].watch.policy.to == "clean", "it is guarded still"
+
+
+def test_work_that_is_lost_is_that_since_the_last_reset(node: Node) -> None:
+    node.now = time.time() + 500.0
+    node.arm(watch(Allowed("disk:data", 1.0), threshold=1000.0))
+    before = node.fill(20, 30, 40).facts.costs["disk:data"]
+    assert 500.0 < before.work < 700.0
+    assert before.measured == 0
+    snapshot.reset(node.engine, "a", "clean", parse_scope(["disk:data"]))
+    after = node.fill(50).facts.costs["disk:data"]
+    assert after.work > 500.0, "by the clock of the journal, which the test's is ahead of"
+    assert after.measured == 1
+    assert after.pause < 1.0
+
+
+def test_who_is_interrupted_is_left_alone(node: Node) -> None:
+    vms.configure(node.engine, "a", interruptible=True)
+    node.arm(watch("grow", "cache", resident=256 * MIB))
+    for rss in range(150, 210, 10):
+        node.measure(rss=float(rss), used=float(rss), cache=0.0)
+    interrupt.vms(node.engine, ["a"], Rung.SQUEEZE, back=3600.0, grace=0.1, reason="a test")
+    made = node.cycle()
+    assert made.decision.verdict is Verdict.UNABLE
+    assert {a.refused for a in made.decision.alternatives} == {"a is interrupted"}
 
 
 def test_what_its_verb_would_refuse_is_no_choice(node: Node) -> None:

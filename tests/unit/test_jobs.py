@@ -167,6 +167,7 @@ def test_the_status_of_once_tells_what_failed(site: FakeSite, run: Run) -> None:
         "pool": "done",
         "demands": "done",
         "returns": "done",
+        "guard": "done",
         "reconcile": "done",
         "forecast": "done",
         "retrain": "done",
@@ -206,7 +207,7 @@ def test_pause_and_resume(site: FakeSite, run: Run) -> None:
     assert run("job", "pause").status == 0
     assert {n: bool(j["paused"]) for n, j in listed(run).items()} == {
         "recover": True, "collect": False, "roll-up": False, "restarts": False, "pool": False, "demands": True,
-        "returns": True, "reconcile": True, "forecast": False, "retrain": True,
+        "returns": True, "guard": True, "reconcile": True, "forecast": False, "retrain": True,
     }  # fmt: skip
     assert str(listed(run)["recover"]["paused"]).startswith("by operator since 20")
     assert run("job", "pause", "collect").status == 0
