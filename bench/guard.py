@@ -37,12 +37,12 @@ PREPARE = """
 until grep -q " /data " /proc/mounts; do sleep 0.1; done
 dd if=/dev/urandom of=/run/piece bs=1M count=1
 dd if=/dev/zero of=/data/holes bs=1M seek=400 count=0
-/sbin/mke2fs -q -t ext4 -m 0 /dev/vdb && mkdir /scratch && mount /dev/vdb /scratch && mkdir /scratch/work
+/sbin/mke2fs -q -t ext4 -m 0 /dev/vdb && mkdir /scratch && mount /dev/vdb /scratch && mkdir /scratch/work && sync
 """
 # Holes are read as fast as the guest can, and are in its page cache all the same.
 LEAK = """
 while :; do
-    dd if=/data/holes of=/dev/null bs=1M skip=$((i * 4 % 396)) count=4 && echo >> /run/leak.done
+    dd if=/data/holes of=/dev/null bs=1M skip=$((i * 5 % 395)) count=5 && echo >> /run/leak.done
     i=$((i + 1)); sleep 0.5
 done
 """

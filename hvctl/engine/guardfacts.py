@@ -97,12 +97,8 @@ class VmLook:
         return recent(points, self._at - self._policy.window, self._state.memory.acted_at)
 
     def _quantiles(self, resource: str, factor: float) -> tuple[tuple[float, float], ...]:
-        """The forecast of what this guard has changed since says nothing any more."""
         one = self._host.forecasts.get(self._vm.uuid, {}).get(resource)
-        acted = self._state.memory.acted_at
-        if one is None or (acted is not None and one.made_at < acted):
-            return ()
-        return ((one.quantile, one.peak * factor),)
+        return () if one is None else ((one.quantile, one.peak * factor),)
 
     def _room(self) -> Resources:
         engine, vm = self._engine, self._vm

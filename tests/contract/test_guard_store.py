@@ -56,8 +56,9 @@ def test_the_same_nothing_is_one_row_and_an_action_its_own(store: Store) -> None
     assert (calm.looks, calm.most, calm.most_at) == (3, 9.0, 20.0)
     assert store.guards.decided("h", decided(30.0, "other"), GuardState()).looks == 1
     acts = store.guards.decided("h", decided(40.0, chosen=CACHE), GuardState())
+    again = store.guards.decided("h", decided(45.0, chosen=CACHE), GuardState())
     after = store.guards.decided("h", decided(50.0), GuardState())
-    assert [d.id for d in store.guards.of_vm("h", "u")] == [after.id, acts.id, first.id]
+    assert [d.id for d in store.guards.of_vm("h", "u")] == [after.id, again.id, acts.id, first.id]
     other_policy = replace(decided(60.0), watch=replace(WATCH, name="v"))
     assert store.guards.decided("h", other_policy, GuardState()).looks == 1
     late = replace(other_policy, at=60.0 + 3600.0, until=60.0 + 3600.0)

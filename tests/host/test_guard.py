@@ -40,7 +40,7 @@ done
 PREPARE = """
 dd if=/dev/urandom of=/run/piece bs=1M count=2
 dd if=/dev/zero of=/data/holes bs=1M seek=400 count=0
-/sbin/mke2fs -q -t ext4 -m 0 /dev/vdb && mkdir /scratch && mount /dev/vdb /scratch && mkdir /scratch/work
+/sbin/mke2fs -q -t ext4 -m 0 /dev/vdb && mkdir /scratch && mount /dev/vdb /scratch && mkdir /scratch/work && sync
 """
 POLICY = """
 description = "a guest of a test"

@@ -138,6 +138,13 @@ def test_a_leak_is_answered_before_it_is_at_the_limit() -> None:
     assert made.chosen.benefit == pytest.approx(100.0), "a hundred units fewer are a hundred seconds later"
 
 
+def test_what_cannot_be_done_is_not_chosen_however_much_it_would_help() -> None:
+    leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
+    facts = GuardFacts("a", NOW, (leak,), refused={"cache": "there is no agent"})
+    made = decide(facts, policy("cache", threshold=60.0, horizon=600.0), GuardMemory())
+    assert (made.verdict, made.alternatives[0].refused) == (Verdict.UNABLE, "there is no agent")
+
+
 def test_a_flat_line_and_a_falling_one_never_run_out() -> None:
     for line in (rising(0.0, 290.0), rising(-1.0, 250.0)):
         made = decide(GuardFacts("a", NOW, (Measure("cpu", "cores", line, 300.0),)), policy("grow"), GuardMemory())

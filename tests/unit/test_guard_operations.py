@@ -21,9 +21,11 @@ from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError, NotFoundError, RefusedError, UsageError
 from hvctl.model.allocation import Change, DiskChange, DiskLimit, NicChange, NicLimit
+from hvctl.model.forecast import Answerer
 from hvctl.model.guard import Allowed, Decided, GuardPolicy, Verdict, Watch
 from hvctl.model.operation import Kind, OpState
 from hvctl.model.pool import Rung
+from hvctl.model.prediction import Prediction
 from hvctl.model.sample import Sample
 from hvctl.operations import guard, guardact, guardpolicy, interrupt, snapshot, why
 from hvctl.operations import vm as vms
@@ -191,6 +193,25 @@ def test_cpu_grows_by_the_quota_that_holds_it(node: Node) -> None:
     assert made.decision.chosen is not None
     assert made.decision.chosen.name == "grow:cpu"
     assert node.engine.host.domains.get("a").allocation.cpu_quota == 63
+
+
+def test_it_grows_step_by_step_towards_what_is_forecast(node: Node) -> None:
+    node.arm(watch("grow", horizon=1800.0))
+    for _ in range(4):
+        node.measure(cpu=0.5)
+    soon = Prediction(
+        int(node.now), node.uuid, "cpu", 3600, 0.95, 3.0, 1.0, "max_1h", Answerer.BASELINE.value, None, None, 3.0, 1.0
+    )
+    node.engine.store.forecasts.add(node.engine.facts.name, [soon])
+    made = node.cycle()
+    assert made.decision.chosen is not None
+    assert made.decision.chosen.name == "grow:cpu"
+    assert [o.by for o in made.decision.outlooks if o.resource == "cpu"] == ["forecast"]
+    assert node.engine.host.domains.get("a").allocation.vcpus == 2
+    for _ in range(6):
+        node.measure(cpu=0.5)
+    assert node.cycle().outcome == "done"
+    assert node.engine.host.domains.get("a").allocation.vcpus == 3
 
 
 def test_limits_of_disks_and_nics_grow_each_by_the_same_share(node: Node) -> None:
