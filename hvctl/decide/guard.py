@@ -54,8 +54,9 @@ def decide(facts: GuardFacts, policy: GuardPolicy, memory: GuardMemory) -> Guard
     ripe = [r for r, looks in pressed.items() if looks >= policy.looks]
     if not ripe:
         return nothing(Verdict.FIRST_LOOK, f"{_words(pressed)}: it is looked at again before anything is done")
-    if memory.acted_at is not None and 0 <= facts.at - memory.acted_at < policy.cool_down:
-        left = policy.cool_down - (facts.at - memory.acted_at)
+    acted_at = memory.since(facts.at)
+    if acted_at is not None and facts.at - acted_at < policy.cool_down:
+        left = policy.cool_down - (facts.at - acted_at)
         return nothing(Verdict.COOLING, f"cooling down after {memory.acted} for another {left:.0f} s")
     able = [a for a in ranked if a.refused is None and set(a.resources) & set(ripe)]
     if not able:
@@ -78,9 +79,9 @@ class _View:
     memory: GuardMemory
 
     def __call__(self, measure: Measure, shift: float = 0.0, limit: float | None = None) -> Outlook | None:
-        policy = self.policy
-        since = self.memory.acted_at
-        return outlook(measure, self.facts.at, policy.horizon, policy.window, since, shift=shift, limit=limit)
+        at, policy = self.facts.at, self.policy
+        since = self.memory.since(at)
+        return outlook(measure, at, policy.horizon, policy.window, since, shift=shift, limit=limit)
 
     def avoided(self, measure: Measure, now: Outlook, *, shift: float = 0.0, limit: float | None = None) -> float:
         """Resource-seconds of contention that would not come."""

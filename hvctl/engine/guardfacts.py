@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from hvctl.decide.admission import holders
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
-from hvctl.decide.reservations import room
+from hvctl.decide.reservations import UNLIMITED, room
 from hvctl.engine.diskuse import filled
 from hvctl.engine.expected import MIB, newest
 from hvctl.engine.guardcosts import cost_of, moment, refusal_of
@@ -28,8 +28,7 @@ from hvctl.model.vm import Disk, Vm
 if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
 
-UNLIMITED: Final = 1e15
-_REMEMBERED: Final = 200
+_REMEMBERED: Final = 50  # operations of the VM that costs are learned from
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,9 @@ class VmLook:
         """What the next look needs of this one."""
 
     def facts(self) -> GuardFacts:
-        measures = [m for m in (*self._rates(), self._memory(), self._resident(), self._connections()) if m is not None]
-        measures += self._disks()
+        room_left, resident = self._room(), self._amounts("resident", _resident)
+        found = (self._memory(resident, room_left), self._resident(resident), self._connections())
+        measures = [*self._rates(room_left), *(m for m in found if m is not None), *self._disks()]
         engine, vm, snapshot = self._engine, self._vm, self._snapshot
         costs = {a.part: cost_of(a, self._done, self._policy.to, snapshot, self._at) for a in self._policy.allow}
         refused = {a.part: why for a in self._policy.allow if (why := refusal_of(engine, vm, a)) is not None}
@@ -94,22 +94,23 @@ class VmLook:
         return self._recent(tuple(sorted({*self._points(value), *own})))
 
     def _recent(self, points: Points) -> Points:
-        return recent(points, self._at - self._policy.window, self._state.memory.acted_at)
+        return recent(points, self._at - self._policy.window, self._state.memory.since(self._at))
 
     def _quantiles(self, resource: str, factor: float) -> tuple[tuple[float, float], ...]:
         one = self._host.forecasts.get(self._vm.uuid, {}).get(resource)
         return () if one is None else ((one.quantile, one.peak * factor),)
 
     def _room(self) -> Resources:
+        """What the VM may have on this host in all."""
         engine, vm = self._engine, self._vm
         ledger = engine.store.ledger(engine.facts.name)
         held = holders(ledger, self._host.vms)
         mine = room(capacity(engine), held, ledger.reservations, frozenset({vm.uuid, vm.name}), self._at)
         return mine.largest(resources(vm.allocation))
 
-    def _rates(self) -> list[Measure]:
+    def _rates(self, room_left: Resources) -> list[Measure]:
         """CPU, and what is throttled; what has no limit cannot run out."""
-        vm, has, room_left = self._vm, self._vm.allocation, self._room()
+        vm, has = self._vm, self._vm.allocation
         if has.cpu_quota is None:
             cpu, most_cpu = float(has.vcpus), float(min(vm.max_vcpus, room_left.cpu // 100))
         else:
@@ -120,7 +121,14 @@ class VmLook:
                          self._quantiles("cpu", 1.0))]  # fmt: skip
         for name, unit, limits, most, value, quantiles in (
             ("iops", "1/s", [d.iops for d in written], float(room_left.iops), _iops, self._quantiles("iops", 1.0)),
-            ("disk-rate", "bytes/s", [d.rate for d in written], UNLIMITED, _disk_rate, self._quantiles("disk", 1e3)),
+            (
+                "disk-rate",
+                "bytes/s",
+                [d.rate for d in written],
+                float(UNLIMITED),
+                _disk_rate,
+                self._quantiles("disk", 1e3),
+            ),
             ("net-in", "bit/s", [n.inbound for n in taps], float(room_left.network), _received, ()),
             ("net-out", "bit/s", [n.outbound for n in taps], float(room_left.network), _sent, ()),
         ):
@@ -129,16 +137,16 @@ class VmLook:
                 found.append(Measure(name, unit, self._points(value), sum(known) * FULL, (), most * FULL, quantiles))
         return found
 
-    def _memory(self) -> Measure | None:
+    def _memory(self, resident: Points, room_left: Resources) -> Measure | None:
         """It runs out where the guest says so and the host sees as much held: None without the guest's word."""
         vm, margin = self._vm, self._engine.settings.memory_margin
         claimed = self._amounts("memory as the guest says", _used)
         if not claimed or not vm.has_balloon:
             return None
-        most = min(vm.max_memory, self._room().memory) - margin
+        most = min(vm.max_memory, room_left.memory) - margin
         then = self._used_at_snapshot() if any(a.act is Act.WHOLE for a in self._policy.allow) else None
         return Measure(
-            "memory", "bytes", self._amounts("resident", _resident), vm.allocation.memory - margin, claimed, most,
+            "memory", "bytes", resident, vm.allocation.memory - margin, claimed, most,
             self._quantiles("memory", MIB), {} if then is None else {Act.WHOLE.value: then},
         )  # fmt: skip
 
@@ -153,9 +161,8 @@ class VmLook:
         )
         return next((float(v) for v in rows[column] if v is not None), None)
 
-    def _resident(self) -> Measure | None:
+    def _resident(self, points: Points) -> Measure | None:
         """What the process holds of the host's memory, against its part and against what the host has left."""
-        points = self._amounts("resident", _resident)
         if not points:
             return None
         limit = points[-1][1] + self._host.available

@@ -133,6 +133,10 @@ class GuardMemory:
     acted_at: float | None = None
     acted: str | None = None
 
+    def since(self, at: float) -> float | None:
+        """When it acted last; None if it never did, or in a future that only a clock which was set back has."""
+        return None if self.acted_at is None or self.acted_at > at else self.acted_at
+
 
 @dataclass(frozen=True, slots=True)
 class GuardState:

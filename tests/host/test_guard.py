@@ -64,9 +64,12 @@ after = [["/bin/sh", "-c", "mount /dev/vdb /scratch"]]
 @pytest.fixture(scope="module")
 def pair(site: Site) -> Iterator[tuple[Guest, Guest]]:
     """The one that is guarded, and the one that is not."""
-    options = ("--start", "--memory", "512MiB", "--disk", "data:420MiB", "--disk", "scratch:64MiB")
+    options = ("--memory", "512MiB", "--disk", "data:420MiB", "--disk", "scratch:64MiB")
     with site.created(*options) as guarded, site.created(*options) as alone:
+        for guest in (guarded, alone):  # they boot at the same time
+            site.ok("vm", "start", guest.name)
         for guest in (guarded, alone):
+            guest.await_boot()
             guest.run(PREPARE)
         yield guarded, alone
 

@@ -208,6 +208,13 @@ def test_what_was_measured_before_an_action_tells_nothing_after_it() -> None:
     assert [o.rate for o in made.outlooks] == [None]
 
 
+def test_a_clock_that_was_set_back_stops_nobody_for_long() -> None:
+    leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
+    ahead = GuardMemory({}, NOW + 86400.0, "cache")
+    made = decide(GuardFacts("a", NOW, (leak,)), policy("cache", threshold=60.0, horizon=600.0), ahead)
+    assert made.verdict is Verdict.ACTS
+
+
 def test_what_only_the_operator_knows_is_said_in_the_policy() -> None:
     busy = Measure("cpu", "cores", rising(0.001, 0.9), 0.95)
     blind = decide(GuardFacts("a", NOW, (busy,)), policy("ram:0x1000-0x2000"), GuardMemory())
