@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,18 +80,19 @@ def figures(done: Outcome) -> Figures:
 
 
 class Guest:
-    """A running Debian VM with a data disk that its guest does not use."""
+    """A running VM of this benchmark's own."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name
+        self.uuid = engine.host.domains.uuid(name)
         self._engine = engine
-        self._call = agent_call(engine.host, engine.host.domains.uuid(name))
+        self._call = agent_call(engine.host, self.uuid)
 
     def ready(self, seconds: float = AGENT_SECONDS) -> None:
         agent.wait(self._call, seconds)
 
-    def sh(self, script: str) -> None:
-        """Run a script to its end; again if the agent of a busy guest goes silent meanwhile."""
+    def sh(self, script: str) -> str:
+        """Run a script to its end, what it prints; again if the agent of a busy guest goes silent meanwhile."""
         for left in reversed(range(TRIES)):
             self.ready()
             try:
@@ -102,6 +103,7 @@ class Guest:
                     raise
         if done.status != 0:
             raise SystemExit(f"bench: {script!r} ended with {done.status} in {self.name}: {done.stderr.decode()}")
+        return done.stdout.decode()
 
     def start(self, script: str) -> None:
         """Leave a script running."""
@@ -136,13 +138,16 @@ class Guest:
         return int(done.result["missed"])
 
 
+DEBIAN = ("--image", "debian", "--disk", "results:64MiB")
+"""A Debian VM with a data disk that its guest does not use."""
+
+
 @contextlib.contextmanager
-def guest(engine: Engine, label: str, memory: str) -> Iterator[Guest]:
+def guest(engine: Engine, label: str, memory: str, kind: Sequence[str] = DEBIAN) -> Iterator[Guest]:
     """A VM of its own, gone afterwards whatever happens."""
     name = f"bench-{os.getpid()}-{label}"
     try:
-        run(HVCTL, "vm", "create", name, "--image", "debian", "--memory", memory, "--max-memory", memory,
-            "--disk", "results:64MiB", "--start")  # fmt: skip
+        run(HVCTL, "vm", "create", name, *kind, "--memory", memory, "--max-memory", memory, "--start")
         made = Guest(engine, name)
         made.ready(BOOT_SECONDS)
         yield made

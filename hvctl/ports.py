@@ -19,7 +19,7 @@ from hvctl.model.flows import Forgotten
 from hvctl.model.host import HostFacts
 from hvctl.model.meter import Reading
 from hvctl.model.snapshot import Snapshot
-from hvctl.model.vm import Balloon, Nic, State, Vm, VmSpec
+from hvctl.model.vm import Balloon, Disk, Nic, Space, State, Vm, VmSpec
 
 
 class Domains(Protocol):
@@ -186,6 +186,11 @@ class Storage(Protocol):
         """The load that keeps overlays of a VM now."""
         ...
 
+    def space(self, disk: Disk, tag: str | None = None) -> Space:
+        """Of a disk in use, too. tag: that of the snapshot which it might go back to. NotFoundError without its image,
+        RefusedError if that is no file."""
+        ...
+
 
 class Archives(Protocol):
     """Saved snapshots on disks of the host: each a folder that is whole or not there. What is wrong with one is a
@@ -240,6 +245,10 @@ class Meter(Protocol):
     def dirty_rate(self, uuid: str, seconds: int) -> int:
         """Bytes of guest RAM that are dirtied per second, found by looking at it for whole `seconds` (1 to 60).
         RefusedError of a VM that does not run."""
+        ...
+
+    def available(self) -> int:
+        """Bytes of the host's memory that new pages may take."""
         ...
 
     def lacks(self) -> tuple[str, ...]:

@@ -54,6 +54,23 @@ def mounted(call: Call, seconds: float = 5.0) -> frozenset[str] | None:
     return frozenset(words)
 
 
+def used(call: Call, seconds: float = 5.0) -> list[tuple[frozenset[str], float]]:
+    """Of each file system that lies on one disk alone, that disk's words as in `mounted`, and the share of it that is
+    used, 0 to 1."""
+    answer = call("guest-get-fsinfo", {}, seconds)
+    if not isinstance(answer, list) or len(answer) > _LIMIT:
+        raise GuestError("the guest agent's answer to guest-get-fsinfo is not a list of file systems.")
+    found = []
+    for system in answer:
+        disks = system.get("disk") if isinstance(system, dict) else None
+        used, total = (system.get(n) if isinstance(system, dict) else None for n in ("used-bytes", "total-bytes"))
+        if not (isinstance(disks, list) and len(disks) == 1 and isinstance(disks[0], dict)):
+            continue
+        if type(used) is int and type(total) is int and 0 <= used <= total < 2**62 and total:
+            found.append((frozenset(_words(disks[0])), used / total))
+    return found
+
+
 def _words(disk: dict[str, Any]) -> set[str]:
     words = set()
     device, serial, pci = disk.get("dev"), disk.get("serial"), disk.get("pci-controller")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
+from hvctl.adapters import hostmemory
 from hvctl.adapters.guestconnections import Connections, tracked
 from hvctl.adapters.libvirt_calls import Connection, with_deadline
 from hvctl.adapters.perfcounters import PerfCounters
@@ -127,6 +128,9 @@ class LibvirtMeter:
             if stats.get(_DIRTY_STATE) == _DIRTY_MEASURED:
                 return int(stats["dirtyrate.megabytes_per_second"]) << 20
         raise DeadlineError(f"QEMU did not measure the dirtied pages of {uuid} within {seconds + _DIRTY_GRACE:g} s.")
+
+    def available(self) -> int:
+        return hostmemory.available()
 
     def lacks(self) -> tuple[str, ...]:
         said = []

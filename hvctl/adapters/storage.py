@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvctl.adapters import diskplace, pulse, qemuimg
+from hvctl.adapters import diskplace, diskspace, pulse, qemuimg
 from hvctl.adapters.imagestore import IMAGE_LINK
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.archive import Placement
 from hvctl.model.host import HostFacts
-from hvctl.model.vm import DiskSpec, VmSpec
+from hvctl.model.vm import Disk, DiskSpec, Space, VmSpec
 from hvctl.settings import Settings
 
 PULSE = "pulse"
@@ -106,6 +106,9 @@ class FolderStorage:
 
     def kept_disks(self, uuid: str) -> str | None:
         return diskplace.kept(self._note(uuid))
+
+    def space(self, disk: Disk, tag: str | None = None) -> Space:
+        return diskspace.space(disk, tag)
 
     def _note(self, uuid: str) -> Path:
         return self._folder(uuid) / "load.json"

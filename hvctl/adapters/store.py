@@ -17,6 +17,7 @@ from sqlalchemy import delete, insert, select, update
 from hvctl.adapters import schema
 from hvctl.adapters.database import Database
 from hvctl.adapters.forecaststore import Forecasts
+from hvctl.adapters.guardstore import GuardStore
 from hvctl.adapters.jobruns import JobRuns
 from hvctl.adapters.poolstore import PoolMove, PoolStore, apply_move
 from hvctl.adapters.restartstore import RestartStore
@@ -53,6 +54,7 @@ class Store:
         self.restarts = RestartStore(self._database)
         self.pool = PoolStore(self._database)
         self.forecasts = Forecasts(self._database)
+        self.guards = GuardStore(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -239,6 +241,12 @@ class Store:
         with self._database.transaction(write=False) as connection:
             row = connection.execute(query).first()
             return None if row is None else promise_from(row)
+
+    def records(self, host: str) -> dict[str, Record]:
+        """By uuid, of the VMs that were promised something."""
+        query = select(VM.c.uuid, VM.c.record).where(VM.c.host == host)
+        with self._database.transaction(write=False) as connection:
+            return {r.uuid: load(Record, r.record) for r in connection.execute(query) if r.record is not None}
 
     def record_of(self, host: str, vm_uuid: str) -> Record | None:
         """The record of a VM's promise, to compare with the one in the domain's metadata."""

@@ -19,6 +19,8 @@ class Root(LazyGroup):
         "reset": "snapshot.reset",
         "interrupt": "interrupt.interrupt",
         "resume": "interrupt.resume",
+        "guard": "guard.guard",
+        "explain": "explain.explain",
         "recover": "operation.recover",
         "doctor": "host.doctor",
         "forecast": "forecast.forecast",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hvctl.decide.allocate import plan_allocation
 from hvctl.model.allocation import Record
+from hvctl.model.guard import Watch
 from hvctl.model.operation import Phase
 from hvctl.model.plan import (
     ClearNics,
@@ -113,6 +114,15 @@ def plan_set(vm: Vm, priority: int | None, interruptible: bool | None) -> Plan |
     if new == vm.record:
         return Plan(f"set {vm.name}", (), ("it is as asked already",))
     return Plan(f"set {vm.name}", (SetRecord(vm.uuid, new),))
+
+
+def plan_guard(vm: Vm, watch: Watch | None, stored: Watch | None) -> tuple[Plan, Record]:
+    """Arm a guard or, with None, disarm it; the VM's record then. stored: what the database has of it."""
+    new = replace(vm.record or Record(vm.allocation), guard=watch)
+    if new == vm.record and stored == watch:
+        return Plan(f"guard {vm.name}", (), ("it is as asked already",)), new
+    goal = f"guard {vm.name} by {watch.name}" if watch else f"guard {vm.name} no more"
+    return Plan(goal, (SetRecord(vm.uuid, new),)), new
 
 
 def plan_adopt(vm: Vm, xml: str, adopted: str) -> Plan | Refusal:

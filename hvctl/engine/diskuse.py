@@ -23,3 +23,20 @@ def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
     if names is None:
         return None
     return frozenset(d.target for d in vm.disks if not names.isdisjoint({d.target, d.name, d.address}))
+
+
+def filled(host: Host, vm: Vm) -> dict[str, float]:
+    """By target, the share in use of the fullest file system on a disk, as the guest says; a disk is absent if it does
+    not say."""
+    if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
+        return {}
+    try:
+        systems = guestdisk.used(agent_call(host, vm.uuid), AGENT_SECONDS)
+    except HvctlError:
+        return {}
+    found: dict[str, float] = {}
+    for disk in vm.disks:
+        own = [share for words, share in systems if not words.isdisjoint({disk.target, disk.name, disk.address})]
+        if own:
+            found[disk.target] = max(own)
+    return found

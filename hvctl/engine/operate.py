@@ -159,7 +159,7 @@ class Engine:
             operation.id,
             OpState.FAILED if run.mended else OpState.DONE,
             reason=" ".join(run.mended) or None,
-            result={**outcome.result, "warnings": list(outcome.warnings)},
+            result={**outcome.result, **_said(outcome)},
             steps=run.records,
             promise=_promise(uuid, name, decision),
             record=decision.goal,
@@ -313,12 +313,13 @@ class Engine:
             raise ended(f"operation {known.id} with this key ended {known.state}: {known.reason}", "use a new --key")
         result = dict(known.result or {})
         warnings = tuple(result.pop("warnings", ()))
+        goal, _ = result.pop("goal", f"{known.kind} {known.vm_name}"), result.pop("reasons", ())
         return Outcome(
             known.kind,
             known.vm_uuid,
             known.vm_name,
             known.state,
-            f"{known.kind} {known.vm_name}",
+            goal,
             (),
             ("this key's operation was done before",),
             known.id,
@@ -359,6 +360,11 @@ def _user() -> str:
         return getpass.getuser()
     except KeyError:  # in a container a uid may have no name
         return str(os.geteuid())
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """What of an outcome the journal keeps beside its result."""
+    return {"warnings": list(outcome.warnings), "goal": outcome.goal, "reasons": list(outcome.reasons)}
 
 
 def _promise(uuid: str, name: str, decision: Decision) -> Promise | Forget | None:

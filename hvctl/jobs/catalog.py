@@ -57,6 +57,13 @@ def _forecast(node: Node) -> str:
     return refresh(node.engine, recent.series(node.engine))
 
 
+def _guard(engine: Engine) -> str:
+    # Nobody is guarded on most nodes.
+    from hvctl.operations.guard import cycle
+
+    return cycle(engine)
+
+
 def _retrain(engine: Engine) -> str:
     from hvctl.operations.retrain import retrain
 
@@ -111,6 +118,12 @@ JOBS: dict[str, Job] = {
             "brings interrupted VMs back that are due",
             lambda s: s.recover_interval,
             lambda n: away.returns(n.engine),
+        ),
+        Job(
+            "guard",
+            "looks after guarded VMs, and resets a part before something runs out",
+            lambda s: s.collect_interval,
+            lambda n: _guard(n.engine),
         ),
         Job(
             "reconcile",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from hvctl.model.guard import Watch
+
 
 class Keep(Enum):
     """Stands for "this part of the allocation is not asked to change", where None means "no limit"."""
@@ -160,7 +162,8 @@ def resources(allocation: Allocation) -> Resources:
 @dataclass(frozen=True, slots=True)
 class Record:
     """What hvctl promised a VM, kept in the domain's metadata and in the database. priority is from 0 to 1000;
-    interruptible: its resources may be taken back while it runs, and it then comes back later."""
+    interruptible: its resources may be taken back while it runs, and it then comes back later. guard: who looks after
+    it, by which policy."""
 
     allocation: Allocation
     image: str | None = None
@@ -168,6 +171,7 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     priority: int = 500
     interruptible: bool = False
+    guard: Watch | None = None
 
     def with_allocation(self, allocation: Allocation) -> Record:
         return replace(self, allocation=allocation)

@@ -107,6 +107,17 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of one disk: what its image takes of the host's file system and what is left there, what it holds for its
+    guest at most, and what it would take after a reset to the snapshot that was asked about (None: nobody knows)."""
+
+    taken: int
+    left: int
+    size: int
+    after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Nic:
     """tap is the host device of a running VM. foreign names what somebody else put on it, if anything."""
 

@@ -28,6 +28,7 @@ def roll_up(engine: Engine, now: float | None = None) -> str:
     made = samples.roll_up(host, now - 2 * settings.collect_interval)
     gone = samples.prune(host, *cutoffs(now, settings.raw_hours, settings.rolled_days))
     gone += engine.store.jobs.prune(host, now - RUNS_DAYS * 86400)
+    gone += engine.store.guards.prune(host, now - settings.rolled_days * 86400)
     return f"{made} rows of five minutes, {gone} old rows removed"
 
 

@@ -42,6 +42,10 @@ def test_what_a_vm_has_is_what_its_domain_says(host: Host, running: str) -> None
     assert seen.rss > 0
 
 
+def test_the_host_has_memory_left_that_it_does_not_make_up(host: Host) -> None:
+    assert 0 < host.meter.available() <= host.domains.facts().memory
+
+
 def test_clocks_go_on_and_counters_do_not_fall(host: Host, outside: Outside, running: str) -> None:
     first = host.meter.read()
     outside.spoil(running)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from hvctl.errors import NotFoundError
+from hvctl.model.vm import Disk
 from hvctl.ports import Host
-from tests.contract.outside import Outside
+from tests.contract.outside import MIB, Outside
 
 
 def test_disks_come_and_go(host: Host, outside: Outside) -> None:
@@ -31,3 +35,19 @@ def test_one_vms_folder_does_not_take_anothers(host: Host, outside: Outside) -> 
         assert all(outside.exists(d.path) for d in other.disks)
     finally:
         host.storage.remove(other.uuid)
+
+
+def test_the_space_of_a_disk_is_told_without_opening_it(host: Host, outside: Outside) -> None:
+    spec = outside.spec()
+    made = spec.disks[0]
+    disk = Disk(made.target, made.name, made.path, "qcow2", True)
+    with pytest.raises(NotFoundError):
+        host.storage.space(disk)
+    host.storage.make_disks(spec)
+    try:
+        space = host.storage.space(disk, "hvctl-of-no-snapshot")
+        assert (space.size, space.after) == (made.size, None)
+        assert space.taken < 1 * MIB
+        assert space.left > 0
+    finally:
+        host.storage.remove(spec.uuid)

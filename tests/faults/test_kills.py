@@ -712,8 +712,8 @@ def test_a_demand_is_carried_on_by_whoever_comes_next(tmp_path: Path, point: str
 
 
 @pytest.mark.parametrize("point", ["row:after", "touching:after", "drop_tags:before", "drop_tags:after"])
-def test_a_killed_removal_of_stray_tags_is_done_again(tmp_path: Path, command: Loaded, point: str) -> None:
-    site = LoadedSite(tmp_path, command=command)
+def test_a_killed_removal_of_stray_tags_is_done_again(tmp_path: Path, point: str) -> None:
+    site = FakeSite(tmp_path)
     _taken(site)
     site.world.reboot_host()
     mend = ("doctor", "--probe", "drift", "--fix")

@@ -24,7 +24,7 @@ MODULES = (
     "hvctl.cli.app", "hvctl.cli.render", "hvctl.engine.runtime", "hvctl.operations.inspect", "hvctl.operations.policy",
     "hvctl.operations.snapshot", "hvctl.operations.journal", "hvctl.adapters.archives", "hvctl.adapters.libvirt",
     "hvctl.adapters.machine", "hvctl.adapters.storage", "hvctl.adapters.store", "hvctl.adapters.traffic",
-    "hvctl.adapters.fake", "hvctl.operations.allocate", "hvctl.operations.vm",
+    "hvctl.adapters.fake", "hvctl.operations.allocate", "hvctl.operations.vm", "hvctl.operations.guard",
 )  # fmt: skip
 
 

@@ -51,6 +51,29 @@ def test_another_shape_is_an_error(answer: Any) -> None:
         guestdisk.mounted(says(answer))
 
 
+def test_how_full_a_disk_is_in_the_guests_words() -> None:
+    one = system({"dev": "/dev/vda"}) | {"used-bytes": 30, "total-bytes": 40}
+    two = system({"dev": "/dev/vda"}, {"dev": "/dev/vdb"}) | {"used-bytes": 1, "total-bytes": 2}
+    assert guestdisk.used(says([one, two, system({"dev": "/dev/vdc"})])) == [(frozenset({"vda"}), 0.75)]
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"used-bytes": 2, "total-bytes": 1},
+        {"used-bytes": -1, "total-bytes": 1},
+        {"used-bytes": True, "total-bytes": 1},
+        {"used-bytes": 0, "total-bytes": 0},
+        {"used-bytes": "1", "total-bytes": 2},
+        {"used-bytes": 1, "total-bytes": 2**70},
+    ],
+)
+def test_figures_that_make_no_sense_are_none(figures: dict[str, Any]) -> None:
+    assert guestdisk.used(says([system({"dev": "/dev/vda"}) | figures, 1, {}, {"disk": "x"}])) == []
+    with pytest.raises(GuestError, match="guest-get-fsinfo"):
+        guestdisk.used(says("x"))
+
+
 class Guest:
     """An agent whose programs answer from a table, and that notes what was run."""
 

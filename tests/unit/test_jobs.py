@@ -41,14 +41,15 @@ def job(name: str = "test", work: Callable[[Node], str] = lambda _: "worked", *,
 
 def test_the_catalog() -> None:
     assert set(JOBS) == {
-        "recover", "collect", "roll-up", "restarts", "pool", "demands", "returns", "reconcile", "forecast", "retrain",
+        "recover", "collect", "roll-up", "restarts", "pool", "demands", "returns", "guard", "reconcile", "forecast",
+        "retrain",
     }  # fmt: skip
     assert {name for name, job in JOBS.items() if job.action} == {
-        "recover", "demands", "returns", "reconcile", "retrain",
+        "recover", "demands", "returns", "guard", "reconcile", "retrain",
     }  # fmt: skip
     assert {job.name: job.every(SETTINGS) for job in JOBS.values()} == {
         "recover": 10, "collect": 10, "roll-up": 300, "restarts": 300, "pool": 10, "demands": 10, "returns": 10,
-        "reconcile": 300, "forecast": 300, "retrain": 86400,
+        "guard": 10, "reconcile": 300, "forecast": 300, "retrain": 86400,
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="no job 'colect'"):
         find("colect")
@@ -58,9 +59,9 @@ def test_the_catalog() -> None:
     ("paused", "stopped"),
     [
         ([], set()),
-        ([None], {"recover", "demands", "returns", "reconcile", "retrain"}),
+        ([None], {"recover", "demands", "returns", "guard", "reconcile", "retrain"}),
         (["collect"], {"collect"}),
-        ([None, "collect"], {"recover", "demands", "returns", "reconcile", "retrain", "collect"}),
+        ([None, "collect"], {"recover", "demands", "returns", "guard", "reconcile", "retrain", "collect"}),
         (["roll-up", "recover"], {"roll-up", "recover"}),
     ],
 )
@@ -166,6 +167,7 @@ def test_the_status_of_once_tells_what_failed(site: FakeSite, run: Run) -> None:
         "pool": "done",
         "demands": "done",
         "returns": "done",
+        "guard": "done",
         "reconcile": "done",
         "forecast": "done",
         "retrain": "done",
@@ -205,7 +207,7 @@ def test_pause_and_resume(site: FakeSite, run: Run) -> None:
     assert run("job", "pause").status == 0
     assert {n: bool(j["paused"]) for n, j in listed(run).items()} == {
         "recover": True, "collect": False, "roll-up": False, "restarts": False, "pool": False, "demands": True,
-        "returns": True, "reconcile": True, "forecast": False, "retrain": True,
+        "returns": True, "guard": True, "reconcile": True, "forecast": False, "retrain": True,
     }  # fmt: skip
     assert str(listed(run)["recover"]["paused"]).startswith("by operator since 20")
     assert run("job", "pause", "collect").status == 0

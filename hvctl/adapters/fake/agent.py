@@ -91,6 +91,8 @@ def _exec(world: World, vm: FakeVm, arguments: dict[str, Any]) -> int:
     vm.executed = [*vm.executed, line][-KEPT_COMMANDS:]
     if words[0].endswith("umount"):
         vm.behaviour.mounted = [t for t in vm.behaviour.mounted if t not in words]
+    if "drop_caches" in line:
+        vm.behaviour.cache = 0
     pid = world.tick()
     result = vm.behaviour.exec.get(line) or Exec(out=" ".join(words[1:]) + "\n")
     vm.exits[pid] = result if arguments.get("capture-output") else Exec(result.status)

@@ -197,6 +197,8 @@ class FakeDomains:
             if vm.live and vm.behaviour.balloon_driver:
                 floor = min(vm.behaviour.balloon_floor, vm.live.memory)
                 vm.live = replace(vm.live, memory=max(target, floor))
+                if vm.used.resident is not None:
+                    vm.used.resident = min(vm.used.resident, vm.live.memory)
             if vm.live is None or vm.live.memory == target:
                 set_allocation(vm, memory=target)
             return vm.allocation.memory

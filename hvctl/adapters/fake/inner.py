@@ -70,7 +70,7 @@ def ranges(one: bytes, other: bytes) -> tuple[Range, ...]:
 
 
 def copy(part: Part) -> Part:
-    return Part(part.text, part.moment)
+    return Part(part.text, part.moment, part.size)
 
 
 def overlays(world: World, inside: FakeVm, nodes: tuple[str, ...]) -> list[File]:

@@ -263,12 +263,14 @@ class FakeMachine:
     def _put_back(world: World, inside: FakeVm, target: str) -> None:
         """The guest has released it, so that it is of any moment."""
         overlay, ready = inner.overlay_of(world, inside, target), inside.prepared.pop(target)
-        was, range = overlay.tags[ready.tag].text, ready.range
+        stored, range = overlay.tags[ready.tag], ready.range
+        was, taken = stored.text, stored.size
         if range is not None:
             size = max(len(was), len(overlay.part.text))
             now, was = overlay.part.text.ljust(size, "\0"), was.ljust(size, "\0")
             was = (now[: range.start] + was[range.start : range.end] + now[range.end :]).rstrip("\0")
-        overlay.part = Part(was, inside.devices.moment)
+            taken = overlay.part.size
+        overlay.part = Part(was, inside.devices.moment, taken)
 
     def disk_is_back(self, vm: Vm, target: str) -> bool:
         with self._file.call("disk_is_back", vm.uuid) as world:

@@ -32,6 +32,10 @@ class FakeMeter:
                 raise RefusedError(f"{vm.name} does not run.", f"hvctl vm start {vm.name}")
             return vm.used.dirty // seconds
 
+    def available(self) -> int:
+        with self._file.call("available", looks=True) as world:
+            return world.available
+
     def lacks(self) -> tuple[str, ...]:
         return ("hardware counters (a fake host has no processor)",)
 
@@ -55,10 +59,10 @@ def _read(world: World, vm: FakeVm, clock: float) -> VmReading:
         vcpu_times=tuple((i, each) for i in range(vm.allocation.vcpus)),
         steal=used.steal,
         memory=memory,
-        unused=free if reports else None,
+        unused=max(0, free - guest.cache) if reports else None,
         available=memory if reports else None,
         usable=free if reports else None,
-        rss=memory,
+        rss=memory if used.resident is None else used.resident,
         disks=tuple(
             DiskCounters(d.target, used.reads, used.writes, used.read_bytes, used.write_bytes) for d in vm.disks
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hvctl.adapters.fake import inner
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import File, Ifb, Part
 from hvctl.adapters.shaping import bucket, ifb_name
@@ -11,7 +12,7 @@ from hvctl.errors import NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.archive import Placement
 from hvctl.model.flows import Forgotten
-from hvctl.model.vm import Nic, VmSpec
+from hvctl.model.vm import Disk, Nic, Space, VmSpec
 
 MTU = 1500
 
@@ -98,7 +99,7 @@ class FakeStorage:
             world.folders[spec.uuid] = spec.folder
         for disk in spec.disks:
             with self._file.change() as world:
-                world.files.setdefault(disk.path, File())
+                world.files.setdefault(disk.path, File(most=disk.size))
 
     def make_monitor_folder(self, uuid: str) -> None:
         with self._file.call("make_monitor_folder", uuid) as world:
@@ -146,6 +147,14 @@ class FakeStorage:
             with self._file.change() as world:
                 world.files.pop(f"{overlay}.{load}.old", None)
 
+    def space(self, disk: Disk, tag: str | None = None) -> Space:
+        with self._file.call("space", looks=True) as world:
+            file = world.files.get(str(disk.path))
+            if file is None:
+                raise NotFoundError(f"the image {disk.path} is not there.")
+            after = file.tags[tag].size if tag in file.tags else None
+            return Space(file.part.size, world.disk_room, file.most, after)
+
     def kept_disks(self, uuid: str) -> str | None:
         with self._file.call("kept_disks", uuid, looks=True) as world:
             note = world.files.get(_note(uuid))
@@ -157,5 +166,5 @@ def _note(uuid: str) -> str:
 
 
 def _copy(file: File) -> File:
-    tags = {name: Part(part.text, part.moment) for name, part in file.tags.items()}
-    return File(Part(file.part.text, file.part.moment), tags)
+    tags = {name: inner.copy(part) for name, part in file.tags.items()}
+    return File(inner.copy(file.part), tags, file.most)

@@ -18,18 +18,21 @@ RAM_BYTES = 256
 
 @dataclass(slots=True)
 class Part:
-    """A part of a guest (RAM, device state, a disk) and the moment it is of. Parts of different moments are torn."""
+    """A part of a guest (RAM, device state, a disk) and the moment it is of. Parts of different moments are torn. size
+    is what the image of a disk takes, in bytes."""
 
     text: str = ""
     moment: int = 0
+    size: int = 0
 
 
 @dataclass(slots=True)
 class File:
-    """A file of the host; tags are the internal snapshots of an overlay."""
+    """A file of the host; tags are the internal snapshots of an overlay, most is the size of its disk in bytes."""
 
     part: Part = field(default_factory=Part)
     tags: dict[str, Part] = field(default_factory=dict)
+    most: int = 1 << 30
 
 
 @dataclass(slots=True)
@@ -54,8 +57,9 @@ class Exec:
 class Behaviour:
     """How a guest behaves.
 
-    balloon_floor and used_memory are bytes: the balloon driver gives nothing below the floor; statistics report
-    actual - used_memory as usable. agent_gap is how many agent calls after a state load find it not connected.
+    balloon_floor, used_memory and cache are bytes: the balloon driver gives nothing below the floor; statistics report
+    actual - used_memory as usable, of which the cache is in use until the guest drops it. agent_gap is how many agent
+    calls after a state load find it not connected.
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
     trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
     mounted are targets of disks that the guest says it uses, and `umount TARGET` there has it let go of one.
@@ -66,6 +70,7 @@ class Behaviour:
     balloon_stats: bool = True
     balloon_floor: int = 0
     used_memory: int = 64 << 20
+    cache: int = 0
     agent: Literal["present", "absent", "silent", "hostile"] = "present"
     agent_gap: int = 1
     refuses: list[str] = field(default_factory=list)
@@ -83,7 +88,8 @@ class Behaviour:
 @dataclass(slots=True)
 class Used:
     """What the counters of a QEMU process say; cpu and steal in nanoseconds, those of devices for each of them. dirty
-    are bytes of RAM that a measurement of dirtied pages finds."""
+    are bytes of RAM that a measurement of dirtied pages finds, resident those that the process has (None: all of what
+    the balloon leaves the guest)."""
 
     cpu: int = 0
     steal: int = 0
@@ -96,6 +102,7 @@ class Used:
     rx_packets: int = 0
     tx_packets: int = 0
     dirty: int = 0
+    resident: int | None = None
 
 
 @dataclass(slots=True)
@@ -215,14 +222,17 @@ def _facts() -> HostFacts:
 
 @dataclass(slots=True)
 class World:
-    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots; flows are
-    the two addresses of each tracked connection, None on a kernel that tracks none. seconds and wall are what its
+    """Everything there is on one fake host. clock counts moments and processes; room is bytes for snapshots,
+    disk_room those for overlays, available those of memory that is free; flows are the two addresses of each tracked
+    connection, None on a kernel that tracks none. seconds and wall are what its
     steady clock and its wall clock show, None where they are those of this machine; slow is how many seconds a look at
     the counters takes."""
 
     facts: HostFacts = field(default_factory=_facts)
     clock: int = 1000
     room: int = 16 << 30
+    disk_room: int = 64 << 30
+    available: int = 32 << 30
     libvirt_down: bool = False
     seconds: float | None = None
     wall: float | None = None
