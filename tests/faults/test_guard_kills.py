@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host.loaded import Loaded, loaded
 from unit.enginehost import MIB, add_image
 
-from faults.test_kills import LoadedSite, assert_contract, copied, recovered
+from faults.command import FakeSite
+from faults.test_kills import assert_contract, copied, recovered
 from hvctl.engine.runtime import open_engine
 from hvctl.model.guard import Decided
 from hvctl.operations import guard
@@ -41,16 +40,10 @@ POINTS = (
 
 
 @pytest.fixture(scope="module")
-def command() -> Iterator[Loaded]:
-    with loaded({}) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, command: Loaded) -> LoadedSite:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> FakeSite:
     """A guarded VM whose disk has filled up since its snapshot."""
     folder = tmp_path_factory.mktemp("guard")
-    made = LoadedSite(folder / "site", command=command)
+    made = FakeSite(folder / "site")
     made.folder.mkdir()
     add_image(made)
     (folder / "policy.toml").write_text(POLICY)
@@ -68,24 +61,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, command: Loaded) -> Loade
 
 
 @pytest.fixture
-def site(prepared: LoadedSite, tmp_path: Path) -> LoadedSite:
+def site(prepared: FakeSite, tmp_path: Path) -> FakeSite:
     return copied(prepared, tmp_path / "site")
 
 
-def decisions(site: LoadedSite) -> list[Decided]:
+def decisions(site: FakeSite) -> list[Decided]:
     """Of those that do something, the newest first."""
     with open_engine(site.settings) as engine:
         uuid = engine.host.domains.uuid("a")
         return [d for d in engine.store.guards.of_vm(engine.facts.name, uuid) if d.decision.chosen is not None]
 
 
-def full(site: LoadedSite) -> bool:
+def full(site: FakeSite) -> bool:
     world = site.world.read()
     return world.files[str(world.vm("a").disks[0].path)].part.size == 64 * MIB
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_while_it_acts(site: LoadedSite, point: str) -> None:
+def test_killed_while_it_acts(site: FakeSite, point: str) -> None:
     assert site.run("job", "run", "guard", fault=f"{point}=kill").returncode == -9
     recovered(site)
     assert_contract(site)
