@@ -1,8 +1,9 @@
 """`make bench-guard`: the same loads on two VMs at the same time, one of them guarded; JSON as all benchmarks.
 
 The first load reads ever more into the guest's page cache, the second fills a scratch disk. Contention is counted from
-outside, second by second: while QEMU holds more of the host's memory than the VM's part (`resident_*`), and while the
-guest cannot write any more because its disk is full (`disk_*`). `work_*` is how often each load came round.
+outside of the guard: the time in which QEMU holds more of the host's memory than the VM's part (`resident_*`, looked at
+four times a second), and the share of the time in which what the guest writes does not fit on its disk (`disk_*`, by
+its own count of tries). `work_*` is how often each load came round.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 from report import say, write
 from resetlab import Guest, guest
 
-from hvctl.engine.diskuse import filled
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.model.guard import Allowed, GuardPolicy, Watch
@@ -28,11 +30,11 @@ from hvctl.settings import load_settings
 MIB = 1 << 20
 MEMORY, ROOM = "512MiB", 250 * MIB
 KIND = ("--image", "micro", "--disk", "data:420MiB", "--disk", "scratch:64MiB")
-EVERY = 1.0
+EVERY, LOOK = 1.0, 0.25
+"""Seconds between two looks of the guard, and of who counts."""
 SNAPSHOT = "clean"
-FULL = 0.98
-"""The share of the file system from which on nothing that the load writes fits."""
 
+# The snapshot has of a disk what was written to it, not what its guest still has in memory.
 PREPARE = """
 until grep -q " /data " /proc/mounts; do sleep 0.1; done
 dd if=/dev/urandom of=/run/piece bs=1M count=1
@@ -40,19 +42,10 @@ dd if=/dev/zero of=/data/holes bs=1M seek=400 count=0
 /sbin/mke2fs -q -t ext4 -m 0 /dev/vdb && mkdir /scratch && mount /dev/vdb /scratch && mkdir /scratch/work && sync
 """
 # Holes are read as fast as the guest can, and are in its page cache all the same.
-LEAK = """
-while :; do
-    dd if=/data/holes of=/dev/null bs=1M skip=$((i * 5 % 395)) count=5 && echo >> /run/leak.done
-    i=$((i + 1)); sleep 0.5
-done
-"""
+LEAK = "dd if=/data/holes of=/dev/null bs=1M skip=$((i * 5 % 395)) count=5 && echo >> /run/leak.done; sleep 0.5"
 # The folder is on the disk, so that nothing is written while it is not mounted.
-FILL = """
-while :; do
-    dd if=/run/piece of=/scratch/work/$i bs=1M conv=fsync && echo >> /run/fill.done
-    i=$((i + 1)); sleep 0.4
-done
-"""
+FILL = """if dd if=/run/piece of=/scratch/work/$i bs=1M conv=fsync; then echo >> /run/fill.done
+elif [ -d /scratch/work ]; then echo >> /run/fill.full; fi; sleep 0.4"""
 RELEASE = "i=0; until umount /scratch; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done"
 SCRATCH = Allowed("disk:scratch", 0.0, before=(("/bin/sh", "-c", RELEASE),), after=(("mount", "/dev/vdb", "/scratch"),))
 
@@ -65,89 +58,82 @@ def policy(resident: int) -> Watch:
     return Watch("bench", rules)
 
 
-@dataclass
-class Counted:
-    """Of one VM under one load: seconds of contention, and the highest that was seen of what runs out."""
-
-    seconds: float = 0.0
-    highest: float = 0.0
-    work: int = 0
+def resident(pid: int) -> int:
+    """Bytes, as the host's kernel has it."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
 
 
-@dataclass
-class Load:
-    name: str
-    script: str
-    level: Callable[[Engine, Guest], float]
-    limits: dict[str, float]
-    counted: dict[str, Counted] = field(default_factory=dict)
+@contextmanager
+def counted(pids: dict[str, int], limits: dict[str, int]) -> Iterator[dict[str, float]]:
+    """By VM, the seconds in which it held more than its limit, while the block runs."""
+    over, ended = dict.fromkeys(pids, 0.0), threading.Event()
+
+    def count() -> None:
+        last = time.monotonic()
+        while not ended.wait(LOOK):
+            now = time.monotonic()
+            for name, pid in pids.items():
+                over[name] += now - last if resident(pid) >= limits[name] else 0.0
+            last = now
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield over
+    finally:
+        ended.set()
+        thread.join()
 
 
-def resident(engine: Engine, vm: Guest) -> float:
-    return next(float(r.rss or 0) for r in engine.host.meter.read().vms if r.uuid == vm.uuid)
-
-
-def share(engine: Engine, vm: Guest) -> float:
-    """What the guest cannot say, while its disk is away, is not full."""
-    return filled(engine.host, engine.host.domains.get(vm.uuid)).get("vdb", 0.0)
-
-
-def under(engine: Engine, pair: tuple[Guest, Guest], load: Load, seconds: float) -> None:
-    """Run a load on both, and look at both once a second; the guard looks as often."""
-    load.counted = {vm.name: Counted() for vm in pair}
+def under(engine: Engine, pair: tuple[Guest, Guest], load: str, script: str, seconds: float) -> None:
+    """Run a load on both while the guard looks."""
     for vm in pair:
-        vm.sh(f"cat > /run/{load.name} << 'END'\ni=0\n{load.script}\nEND\n"
-              f"sh /run/{load.name} > /dev/null 2>&1 & echo $! > /run/{load.name}.pid")  # fmt: skip
-    began = last = time.monotonic()
-    while last - began < seconds:
+        vm.sh(f"cat > /run/{load} << 'END'\ni=0\nwhile :; do\n{script}\ni=$((i + 1))\ndone\nEND\n"
+              f"sh /run/{load} > /dev/null 2>&1 & echo $! > /run/{load}.pid")  # fmt: skip
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        looked = time.monotonic()
         done = guard.cycle(engine)
-        now = time.monotonic()
-        for vm in pair:
-            one, level = load.counted[vm.name], load.level(engine, vm)
-            one.highest = max(one.highest, level)
-            one.seconds += now - last if level >= load.limits[vm.name] else 0.0
-        last = now
         if "nothing" not in done:
-            say(f"{load.name}: {last - began:.0f} s: {done}")
-        time.sleep(max(0.0, EVERY - (time.monotonic() - now)))
+            say(f"{load}: {looked - began:.0f} s: {done}")
+        time.sleep(max(0.0, EVERY - (time.monotonic() - looked)))
     for vm in pair:
-        vm.sh(f"kill $(cat /run/{load.name}.pid)")
-        load.counted[vm.name].work = int(vm.sh(f"wc -l < /run/{load.name}.done"))
+        vm.sh(f"kill $(cat /run/{load}.pid)")
 
 
-def measure(engine: Engine, seconds: float) -> tuple[dict[str, float | str], list[dict[str, object]]]:
+def lines(vm: Guest, file: str) -> int:
+    return int(vm.sh(f"cat /run/{file} 2> /dev/null | wc -l"))
+
+
+def measure(engine: Engine, seconds: float) -> tuple[dict[str, float | str], list[dict[str, Any]]]:
     with ExitStack() as stack:
         say("starting two VMs of 512 MiB")
-        pair = tuple(stack.enter_context(guest(engine, label, MEMORY, KIND)) for label in ("with", "without"))
-        for vm in pair:
+        guarded, alone = (stack.enter_context(guest(engine, label, MEMORY, KIND)) for label in ("with", "without"))
+        vms = {"with": guarded, "without": alone}
+        for vm in vms.values():
             vm.sh(PREPARE)
-        guarded, alone = pair
         guarded.take(SNAPSHOT)
-        limits = {vm.name: resident(engine, vm) + ROOM for vm in pair}
-        guard.arm(engine, guarded.uuid, policy(int(limits[guarded.name])))
-        loads = [
-            Load("leak", LEAK, resident, limits),
-            Load("fill", FILL, share, dict.fromkeys(limits, FULL)),
-        ]
-        for load in loads:
-            under(engine, (guarded, alone), load, seconds)
+        seen = {how: engine.host.domains.get(vm.uuid).process for how, vm in vms.items()}
+        pids = {how: process.pid for how, process in seen.items() if process}
+        limits = {how: resident(pid) + ROOM for how, pid in pids.items()}
+        guard.arm(engine, guarded.uuid, policy(limits["with"]))
+        with counted(pids, limits) as over:
+            under(engine, (guarded, alone), "leak", LEAK, seconds)
+        under(engine, (guarded, alone), "fill", FILL, seconds)
+        work = {(load, how): lines(vm, f"{load}.done") for load in ("leak", "fill") for how, vm in vms.items()}
+        failed = {how: lines(vm, "fill.full") for how, vm in vms.items()}
         rows = engine.store.guards.of_vm(engine.facts.name, guarded.uuid)
-        guard.arm(engine, guarded.uuid, None)
-    names = {"with": guarded.name, "without": alone.name}
-    summary: dict[str, float | str] = {
-        f"contention_seconds_{how}": sum(load.counted[name].seconds for load in loads) for how, name in names.items()
-    }
-    for load, what in zip(loads, ("resident", "disk"), strict=True):
-        for how, name in names.items():
-            summary[f"{what}_seconds_{how}"] = load.counted[name].seconds
-            summary[f"work_{load.name}_{how}"] = load.counted[name].work
+    full = {how: seconds * failed[how] / max(1, failed[how] + work["fill", how]) for how in vms}
+    summary: dict[str, float | str] = {f"contention_seconds_{how}": over[how] + full[how] for how in vms}
+    for how in vms:
+        summary |= {f"resident_seconds_{how}": over[how], f"disk_seconds_{how}": full[how]}
+        summary |= {f"work_{load}_{how}": work[load, how] for load in ("leak", "fill")}
     acted = [d.decision.chosen.part for d in rows if d.decision.chosen and d.outcome == "done"]
-    summary |= {f"resets_{part.partition(':')[0]}": acted.count(part) for part in ("cache", "disk:scratch")}
+    summary |= {"resets_cache": acted.count("cache"), "resets_disk": acted.count(SCRATCH.part)}
     summary |= {"seconds_each": seconds, "looks": sum(d.looks for d in rows), "rows": len(rows)}
-    cases: list[dict[str, object]] = [
-        {"case": f"{load.name}_{how}", "seconds": load.counted[name].seconds, "highest": load.counted[name].highest,
-         "limit": load.limits[name], "work": load.counted[name].work}
-        for load in loads for how, name in names.items()
+    cases: list[dict[str, Any]] = [
+        {"case": f"d{d.id}", "part": d.decision.chosen.part, "outcome": d.outcome, "because": d.decision.reason}
+        for d in reversed(rows) if d.decision.chosen
     ]  # fmt: skip
     return summary, cases
 

@@ -46,6 +46,8 @@ def exhaustion(outlook: Outlook) -> str:
     """When a resource runs out, and how likely that is."""
     if outlook.probability < 0.005:
         return "does not run out as far as can be seen"
+    if outlook.eta == 0:
+        return "is exhausted"
     when = "within the horizon" if outlook.eta is None else f"in {format_duration(max(0.0, outlook.eta))}"
     return f"runs out {when} ({outlook.probability:.0%})"
 

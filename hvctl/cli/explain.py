@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,10 +37,9 @@ def explain(
 
 def _operation(operation: Operation) -> list[tuple[str, str]]:
     result = operation.result or {}
-    asked = ", ".join(f"{k} {v}" for k, v in operation.request.items() if v not in (None, {}, []))
     found = [
         ("operation", f"{operation.id}: {result.get('goal', f'{operation.kind} {operation.vm_name}')}"),
-        ("asked by", f"{operation.who} at {operation.opened_at}: {asked or 'no more than that'}"),
+        ("asked by", f"{operation.who} at {operation.opened_at}{_asked(operation, result)}"),
     ]
     found += [("because", reason) for reason in result.get("reasons", ())]
     found += [
@@ -49,3 +48,11 @@ def _operation(operation: Operation) -> list[tuple[str, str]]:
     ]
     found.append(("ended", f"{operation.state}" + (f": {operation.reason}" if operation.reason else "")))
     return [*found, *(("warning", warning) for warning in result.get("warnings", ()))]
+
+
+def _asked(operation: Operation, result: dict[str, Any]) -> str:
+    """What a person would have typed: parts by their names, and of a change what it names."""
+    given = operation.request | operation.request.get("change", {})
+    words = [f"{k} {v}" for k, v in given.items() if v is not None and not isinstance(v, dict | list)]
+    words += [f"parts {', '.join(result['scope'])}"] if result.get("scope") else []
+    return f": {', '.join(words)}" if words else ""

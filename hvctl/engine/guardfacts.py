@@ -198,7 +198,7 @@ class VmLook:
             after = {} if space.after is None else {part: float(space.after) for part in parts}
             full = space.size * self._policy.disk_full
             said = claims.get(target)
-            claimed = () if said is None else self._seen(f"{key} as the guest says", said * full)
+            claimed = () if said is None else self._seen(f"{key} as the guest says", said * space.size)
             found.append(Measure(key, "bytes", self._seen(key, space.taken), full, claimed, after=after))
             taken, left = taken + space.taken, space.left
             for part in after:

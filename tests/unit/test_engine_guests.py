@@ -100,7 +100,9 @@ def test_a_bad_agent_or_pulse_costs_a_reset_only_warnings(
     assert outcome.result["uniqueness"] == ("reseeded" if pulse == "present" else "not guaranteed")
     assert site.world.content("a") == before
     assert last(engine).state is OpState.DONE
-    assert engine.store.operation(last(engine).id).result == outcome.result | {"warnings": list(outcome.warnings)}
+    kept = engine.store.operation(last(engine).id).result
+    said = {"warnings": list(outcome.warnings), "goal": outcome.goal, "reasons": list(outcome.reasons)}
+    assert kept == outcome.result | said
 
 
 @pytest.mark.parametrize("agent", ["absent", "silent", "hostile"])

@@ -65,7 +65,7 @@ def test_what_a_whole_reset_says(engine: Engine, site: FakeSite) -> None:
     assert result["first_life"] > 0
     assert "missed" not in result, "it was not audited"
     row = engine.store.operation(last(engine).id)
-    assert row.result == {**result, "warnings": []}
+    assert row.result == {**result, "warnings": [], "goal": "reset a to s", "reasons": []}
     assert all(s.seconds >= 0 for s in row.steps)
 
 
