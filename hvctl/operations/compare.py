@@ -13,7 +13,7 @@ import numpy as np
 from hvctl.engine.operate import Engine
 from hvctl.forecasting.arbiter import MIN_CASES, Standing, learn
 from hvctl.forecasting.drift import Coverage
-from hvctl.forecasting.margin import OnlineMargin
+from hvctl.forecasting.margin import FLEET_RATE, RATE, OnlineMargin
 from hvctl.forecasting.panel import Panel, key_of, voice
 from hvctl.forecasting.score import pinball
 from hvctl.forecasting.series import F32, RESOURCES, TARGETS
@@ -217,7 +217,8 @@ def _margin(fleet: FleetMargin, own: Mapping[str, VmMargin], vms: Sequence[str],
     """As it was left, in the order of these VMs."""
     by_model = fleet.answered == Answerer.MODEL
     shift = panel.shifts.get(key_of(fleet.resource, fleet.target, UPPER), 0.0) if by_model else 0.0
-    margin = OnlineMargin(len(vms), UPPER, shift)
+    rates = panel.rates.get(voice(Answerer(fleet.answered), fleet.resource, fleet.target), (RATE, FLEET_RATE))
+    margin = OnlineMargin(len(vms), UPPER, shift, *rates)
     margin.fleet = fleet.level
     for i, vm in enumerate(vms):
         one = own.get(vm)

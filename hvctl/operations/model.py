@@ -20,12 +20,12 @@ from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, drawn, material, parameters
-from hvctl.forecasting.panel import PATIENCE, Panel, key_of
+from hvctl.forecasting.panel import PATIENCE, Panel, key_of, voice
 from hvctl.forecasting.rulebook import Rulebook, load_book
 from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Series
 from hvctl.forecasting.spread import Spread
 from hvctl.forecasting.trial import DAY, QUANTILE, Split, Trial, split, trial
-from hvctl.model.forecast import Metric, ModelCard
+from hvctl.model.forecast import Answerer, Metric, ModelCard
 from hvctl.settings import Settings
 
 ROWS = 160_000
@@ -86,6 +86,7 @@ def described(card: ModelCard, judged: dict[str, Trial]) -> ModelCard:
         metrics=tuple(t.metric for t in judged.values()),
         shifts={key: t.shift for key, t in judged.items()},
         spreads={key: levels for t in judged.values() for key, levels in t.spreads.items()},
+        rates={voice(Answerer.MODEL, t.metric.resource, t.metric.target[:4]): t.rates for t in judged.values()},
         rulebook={key: {h: (str(r), str(k), float(a)) for h, (r, k, a) in v.items()} for key, v in book.dump().items()},
         limits=limits(card, [t.metric for t in judged.values()]),
     )
@@ -200,4 +201,6 @@ def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -
         models = store.open(card.id)
     except HvctlError as e:
         return Panel(book=book, missing=e.message, standings=known, spreads=spreads)
-    return Panel(book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, spreads=spreads)
+    return Panel(
+        book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, rates=card.rates, spreads=spreads
+    )
