@@ -92,7 +92,7 @@ class Forecasts:
             return [FleetMargin(*row) for row in connection.execute(query)]
 
     def vm_margins(self, host: str, model_name: str, vm_uuids: Sequence[str] | None = None) -> list[VmMargin]:
-        """Of these VMs, or of all."""
+        """Those of these VMs, and perhaps of others; None: of all."""
         query = select(*(VM_MARGIN.c[n] for n in VmMargin._fields)).where(
             VM_MARGIN.c.host == host, VM_MARGIN.c.model_name == model_name
         )
