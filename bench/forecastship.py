@@ -18,10 +18,11 @@ from hvctl.adapters.modelstore import SHIPPED, write_set
 from hvctl.adapters.seriesfile import read
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, drawn
+from hvctl.forecasting.panel import voice
 from hvctl.forecasting.rulebook import Rulebook, composite
 from hvctl.forecasting.series import FLOOR, Series
 from hvctl.forecasting.trial import DAY, QUANTILE, hourly, part
-from hvctl.model.forecast import Level, Metric, ModelCard
+from hvctl.model.forecast import Answerer, Level, Metric, ModelCard
 from hvctl.operations.model import limits
 
 HERE = Path(__file__).resolve().parent.parent
@@ -38,8 +39,10 @@ def main() -> None:
     report = json.loads((HERE / "build" / "bench" / "forecast.json").read_text())
     rows = [r for r in report["cases"] if r["case"] == "model"]
     series = read(options.data)
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     if options.card:
         taught = shipped()
+        now = taught.boosters.card.created_at  # the models are as old as they were
     else:
         taught = teach(series, drawn(np.arange(len(series.vms)), 0, series.slots, options.rows), say)
     metrics = tuple(
@@ -69,7 +72,7 @@ def main() -> None:
     }
     card = ModelCard(
         id=SHIPPED,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created_at=now,
         data=options.source,
         vms=len(series.vms),
         days=round(series.slots / DAY, 1),
@@ -81,6 +84,11 @@ def main() -> None:
         metrics=metrics,
         shifts=shifts,
         spreads=spreads,
+        rates={
+            voice(Answerer.MODEL, r["resource"], r["target"][:4]): tuple(r["online_rates"]["model"])
+            for r in rows
+            if r["target"][4:] == "60"
+        },
         rulebook={
             k: {h: (str(r), str(m), float(a)) for h, (r, m, a) in v.items()} for k, v in book(series).dump().items()
         },

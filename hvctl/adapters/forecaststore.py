@@ -37,13 +37,17 @@ class Forecasts:
         with self._database.transaction(write=False) as connection:
             return [Prediction(*row) for row in connection.execute(query)]
 
-    def made(self, host: str, since: float, until: float, vm_uuid: str | None = None) -> list[Prediction]:
-        """Those with since < made_at <= until, in the order of time."""
+    def made(
+        self, host: str, since: float, until: float, vm_uuid: str | None = None, *, awaited: bool = False
+    ) -> list[Prediction]:
+        """Those with since < made_at <= until, in the order of time. awaited: of which nobody knows yet what came."""
         query = select(*_FIELDS).where(
             FORECAST.c.host == host, FORECAST.c.made_at > int(since), FORECAST.c.made_at <= int(until)
         )
         if vm_uuid is not None:
             query = query.where(FORECAST.c.vm_uuid == vm_uuid)
+        if awaited:
+            query = query.where(FORECAST.c.actual_peak.is_(None))
         with self._database.transaction(write=False) as connection:
             return [Prediction(*row) for row in connection.execute(query.order_by(FORECAST.c.made_at))]
 
@@ -88,7 +92,7 @@ class Forecasts:
             return [FleetMargin(*row) for row in connection.execute(query)]
 
     def vm_margins(self, host: str, model_name: str, vm_uuids: Sequence[str] | None = None) -> list[VmMargin]:
-        """Of these VMs, or of all."""
+        """Those of these VMs, and perhaps of others; None: of all."""
         query = select(*(VM_MARGIN.c[n] for n in VmMargin._fields)).where(
             VM_MARGIN.c.host == host, VM_MARGIN.c.model_name == model_name
         )

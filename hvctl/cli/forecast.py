@@ -122,7 +122,9 @@ def _show(options: Any, document: dict[str, Any], reasons: list[dict[str, Any]])
     render.rows(options, "forecast", [_row(line) for line in document["resources"]], LINES)
     for one in reasons:
         own = "says nothing" if one["model_peak"] is None else f"says {one['model_peak']:.3g}"
-        print(f"\n{one['resource']}: the model {own} {one['unit']}, {one['rule']} {one['rule_peak']:.3g} {one['unit']}")
+        at = "" if one["model_quantile"] == document["quantile"] else f" at {one['model_quantile']:g}"
+        rule = f"{one['rule']} {one['rule_peak']:.3g} {one['unit']}"
+        print(f"\n{one['resource']}: the model {own} {one['unit']}{at}, {rule}")
         if one["features"]:
             render.rows(options, "features", [{**f, "resource": one["resource"]} for f in one["features"]], EXPLAINED)
 

@@ -44,8 +44,9 @@ class Panel:
     standings: by key without the quantile ("cpu-peak"); nobody's standing lets the rule answer. shifts: by full key,
     logarithmic, of models that have no margin yet.
 
-    By the key of `voice`: margins (of the 0.95 quantile, in the order of the series' VMs), spreads (its other
-    quantiles) and coverages (of the 0.95 quantile, as this node's own record has it).
+    By the key of `voice`: margins (of the 0.95 quantile, in the order of the series' VMs), rates (how fast they follow
+    a VM and the fleet, where that was tuned), spreads (the other quantiles) and coverages (of the 0.95 quantile, as
+    this node's own record has it).
     """
 
     book: Rulebook = field(default_factory=lambda: Rulebook({}))
@@ -57,6 +58,7 @@ class Panel:
     standings: Mapping[str, Standing] = field(default_factory=dict)
     shifts: Mapping[str, float] = field(default_factory=dict)
     margins: Mapping[str, OnlineMargin] = field(default_factory=dict)
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     spreads: Mapping[str, Spread] = field(default_factory=dict)
     coverages: Mapping[str, float] = field(default_factory=dict)
 

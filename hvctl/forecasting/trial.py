@@ -153,12 +153,13 @@ def spread_of(
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """choices: by full key; spreads: by answerer, resource and target."""
+    """choices: by full key; spreads: by answerer, resource and target; rates: of the model's online margins."""
 
     metric: Metric
     choices: Mapping[str, Mapping[int, Choice]]
     shift: float
     spreads: Mapping[str, tuple[Level, ...]]
+    rates: tuple[float, float]
 
 
 def trial(series: Series, sp: Split, resource: str, target: str, models: Models, every: int = 24) -> Trial:
@@ -180,15 +181,16 @@ def trial(series: Series, sp: Split, resource: str, target: str, models: Models,
 
     def told(
         forecast: Callable[[Part], F32], shift: float = 0.0, choices: Sequence[tuple[float, float]] = RULE_RATES
-    ) -> F32:
-        return online(t, forecast(t), vms, shift, best_rates(c, forecast(c), vms, shift, choices))
+    ) -> tuple[F32, tuple[float, float]]:
+        rates = best_rates(c, forecast(c), vms, shift, choices)
+        return online(t, forecast(t), vms, shift, rates), rates
 
     def composed(k: str) -> Callable[[Part], F32]:
         return lambda p: book.answer(k, p.rules, p.cases.history, p.known, floor)
 
-    ours = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
-    rule = told(lambda p: chosen.margin.apply(p.rules[chosen.rule], p.known, floor))
-    mixed = told(composed(key))
+    ours, rates = told(lambda p: raw(models, key, p), shift, MODEL_RATES)
+    rule, _ = told(lambda p: chosen.margin.apply(p.rules[chosen.rule], p.known, floor))
+    mixed, _ = told(composed(key))
     losses = [pinball(t.actual, f, QUANTILE, t.scale) for f in (ours, rule, mixed)]
     own, against, composite_loss = (float(np.mean(x, dtype=np.float64)) for x in losses)
     metric = Metric(
@@ -208,4 +210,4 @@ def trial(series: Series, sp: Split, resource: str, target: str, models: Models,
         ),
         voice(Answerer.BASELINE, resource, target): spread_of(c, t, composed(low), composed(key), mixed),
     }
-    return Trial(metric, choices, shift, spreads)
+    return Trial(metric, choices, shift, spreads, rates)

@@ -78,7 +78,8 @@ class ModelCard:
 
     features is the SHA-256 of the list of features, in their order; days is the span. shifts: key to the logarithmic
     margin of the calibration. rulebook: which rule, with which margin, answers beside it, by key and length of history.
-    spreads: answerer-resource-target to its other quantiles. limits say in plain words where it does not win.
+    spreads: answerer-resource-target to its other quantiles; rates: likewise, how fast the online margins of a VM and
+    of the fleet follow. limits say in plain words where it does not win.
     """
 
     id: str
@@ -96,3 +97,4 @@ class ModelCard:
     shifts: dict[str, float] = field(default_factory=dict)
     rulebook: dict[str, dict[str, tuple[str, str, float]]] = field(default_factory=dict)
     spreads: dict[str, tuple[Level, ...]] = field(default_factory=dict)
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 from hvctl.engine.operate import Engine
 from hvctl.forecasting.arbiter import MIN_CASES, Standing, learn
 from hvctl.forecasting.drift import Coverage
-from hvctl.forecasting.margin import OnlineMargin
+from hvctl.forecasting.margin import FLEET_RATE, RATE, OnlineMargin
 from hvctl.forecasting.panel import Panel, key_of, voice
 from hvctl.forecasting.score import pinball
 from hvctl.forecasting.series import F32, RESOURCES, TARGETS
@@ -61,7 +61,7 @@ def standings(engine: Engine, name: str | None) -> dict[str, Standing]:
 
 def margins(engine: Engine, panel: Panel, vms: Sequence[str] | None = None) -> dict[str, OnlineMargin]:
     """By the key of forecasting.panel.voice, in the order of these VMs, or of all that have one."""
-    fleet, own = _kept(engine, panel, vms)
+    fleet, own = engine.store.forecasts.fleet_margins(engine.facts.name, panel.name or ""), _own(engine, panel, vms)
     names = sorted(set().union(*own.values())) if vms is None else vms
     return {
         voice(Answerer(f.answered), f.resource, f.target): _margin(f, own.get(_whose(f), {}), names, panel)
@@ -108,8 +108,14 @@ def learned(engine: Engine, panel: Panel, now: int) -> int:
     witnesses, so of each resource one round an hour is learned from, once, and only what was said with the set of
     models that is in use."""
     host, store = engine.facts.name, engine.store.forecasts
-    made = [p for p in store.made(host, now - HORIZON - AWAITED, now - HORIZON) if p.model == panel.name]
-    fleet, own = _kept(engine, panel, sorted({p.vm_uuid for p in made}))
+    fleet = store.fleet_margins(host, panel.name or "")
+    # The hour that was learned from last is not over for any of them before it is for the newest.
+    due = max((f.learned_at for f in fleet), default=-HORIZON) + HORIZON - 1
+    made = [p for p in store.made(host, max(now - HORIZON - AWAITED, due), now - HORIZON) if p.model == panel.name]
+    store.forget(host, now - FORGOTTEN)
+    if not made:
+        return 0
+    own = _own(engine, panel, sorted({p.vm_uuid for p in made}))
     state = _State(panel, {_whose(f): f for f in fleet}, own, store.standings(host))
     number = 0
     for resource in RESOURCES:
@@ -125,7 +131,6 @@ def learned(engine: Engine, panel: Panel, now: int) -> int:
                     state.stand(resource, target, made_at, said)
                 number += len(cases) if taught and target == "peak" else 0
     store.learn(host, list(state.stood.values()), list(state.fleet.values()), list(state.own.values()))
-    store.forget(host, now - FORGOTTEN)
     return number
 
 
@@ -203,21 +208,20 @@ def _whose(margin: FleetMargin | VmMargin) -> _Whose:
     return margin.answered, margin.resource, margin.target
 
 
-def _kept(
-    engine: Engine, panel: Panel, vms: Sequence[str] | None
-) -> tuple[list[FleetMargin], dict[_Whose, dict[str, VmMargin]]]:
-    host, store, name = engine.facts.name, engine.store.forecasts, panel.name or ""
+def _own(engine: Engine, panel: Panel, vms: Sequence[str] | None) -> dict[_Whose, dict[str, VmMargin]]:
+    """The margins of these VMs, or of all, by VM."""
     own: dict[_Whose, dict[str, VmMargin]] = {}
-    for one in store.vm_margins(host, name, vms):
+    for one in engine.store.forecasts.vm_margins(engine.facts.name, panel.name or "", vms):
         own.setdefault(_whose(one), {})[one.vm_uuid] = one
-    return store.fleet_margins(host, name), own
+    return own
 
 
 def _margin(fleet: FleetMargin, own: Mapping[str, VmMargin], vms: Sequence[str], panel: Panel) -> OnlineMargin:
     """As it was left, in the order of these VMs."""
     by_model = fleet.answered == Answerer.MODEL
     shift = panel.shifts.get(key_of(fleet.resource, fleet.target, UPPER), 0.0) if by_model else 0.0
-    margin = OnlineMargin(len(vms), UPPER, shift)
+    rates = panel.rates.get(voice(Answerer(fleet.answered), fleet.resource, fleet.target), (RATE, FLEET_RATE))
+    margin = OnlineMargin(len(vms), UPPER, shift, *rates)
     margin.fleet = fleet.level
     for i, vm in enumerate(vms):
         one = own.get(vm)

@@ -20,18 +20,19 @@ from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, QUANTILES, drawn, material, parameters
-from hvctl.forecasting.panel import PATIENCE, Panel, key_of
+from hvctl.forecasting.panel import PATIENCE, Panel, key_of, voice
 from hvctl.forecasting.rulebook import Rulebook, load_book
 from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Series
 from hvctl.forecasting.spread import Spread
 from hvctl.forecasting.trial import DAY, QUANTILE, Split, Trial, split, trial
-from hvctl.model.forecast import Metric, ModelCard
+from hvctl.model.forecast import Answerer, Level, Metric, ModelCard
 from hvctl.settings import Settings
 
 ROWS = 160_000
 _VMS = (60.0, 20.0, 20.0)
 _DAYS = (70.0, 85.0)
 _FEW_VMS = 30
+_SHORT = 0.02  # of a coverage: what is worth a word
 
 Say = Callable[[str], None]
 
@@ -81,14 +82,15 @@ def train(
 def described(card: ModelCard, judged: dict[str, Trial]) -> ModelCard:
     """The card with what the trials say, and where the models do not win."""
     book = Rulebook({key: choices for t in judged.values() for key, choices in t.choices.items()})
-    return replace(
+    whole = replace(
         card,
         metrics=tuple(t.metric for t in judged.values()),
         shifts={key: t.shift for key, t in judged.items()},
         spreads={key: levels for t in judged.values() for key, levels in t.spreads.items()},
+        rates={voice(Answerer.MODEL, t.metric.resource, t.metric.target[:4]): t.rates for t in judged.values()},
         rulebook={key: {h: (str(r), str(k), float(a)) for h, (r, k, a) in v.items()} for key, v in book.dump().items()},
-        limits=limits(card, [t.metric for t in judged.values()]),
     )
+    return replace(whole, limits=limits(whole, list(whole.metrics)))
 
 
 def limits(card: ModelCard, metrics: list[Metric]) -> tuple[str, ...]:
@@ -112,11 +114,20 @@ def limits(card: ModelCard, metrics: list[Metric]) -> tuple[str, ...]:
         *lost,
         *mixed,
         *unsure,
+        *(_short(voice, levels) for voice, levels in card.spreads.items() if _shortfall(levels[-1]) > _SHORT),
         *few,
         "5-minute means: peaks within 5 minutes are higher than what it forecasts",
         "trained on series without restarts: it knows nothing of what a cold boot needs",
         "on another fleet a rule can be better: there it answers only where it has won",
     )
+
+
+def _shortfall(level: Level) -> float:
+    return 0.0 if level.coverage is None else level.quantile - level.coverage
+
+
+def _short(voice: str, levels: tuple[Level, ...]) -> str:
+    return f"{voice.replace('-', ' ')}: the {levels[-1].quantile:g} quantile covered {levels[-1].coverage:.1%} of cases"
 
 
 def _trials(series: Series, sp: Split, models: Boosters, resources: list[str]) -> dict[str, Trial]:
@@ -200,4 +211,6 @@ def panel(settings: Settings, standings: Mapping[str, Standing] | None = None) -
         models = store.open(card.id)
     except HvctlError as e:
         return Panel(book=book, missing=e.message, standings=known, spreads=spreads)
-    return Panel(book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, spreads=spreads)
+    return Panel(
+        book, models, "", card.id, max(age, 0.0), PATIENCE, known, card.shifts, rates=card.rates, spreads=spreads
+    )

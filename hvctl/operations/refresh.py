@@ -96,12 +96,12 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
 def _look_back(engine: Engine, series: Series, now: int) -> int:
     """Write what came of forecasts whose hour is over; of how many."""
     host = engine.facts.name
-    due = engine.store.forecasts.made(host, now - HORIZON - AWAITED, now - HORIZON)
+    due = engine.store.forecasts.made(host, now - HORIZON - AWAITED, now - HORIZON, awaited=True)
     place = {vm: i for i, vm in enumerate(series.vms)}
     known = []
     for resource, group in groupby(sorted(due, key=lambda p: p.resource), key=lambda p: p.resource):
         # An hour that ends after the newest row is not over yet, as far as anybody can tell.
-        ours = [p for p in group if p.actual_peak is None and p.vm_uuid in place and p.made_at >= series.start]
+        ours = [p for p in group if p.vm_uuid in place and p.made_at >= series.start]
         if not ours or resource not in series.values:
             continue
         cut = np.array([(p.made_at - series.start) // STEP for p in ours])

@@ -43,6 +43,10 @@ def test_what_came_is_written_to_these_alone(store: Store) -> None:
     }
     assert came.pop((3000, "u1", "cpu")) == (2.5, 1.25)
     assert set(came.values()) == {(None, None)}
+    assert (3000, "u1", "cpu") not in {
+        (p.made_at, p.vm_uuid, p.resource) for p in store.forecasts.made(HOST, 0, 4000, awaited=True)
+    }
+    assert len(store.forecasts.made(HOST, 0, 4000, awaited=True)) == 3
     assert store.forecasts.made("other", 0, 4000) == [ONE]
     assert store.forecasts.prune(HOST, 3000) == 3
     assert [p.made_at for p in store.forecasts.made(HOST, 0, 4000)] == [3300]

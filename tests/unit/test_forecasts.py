@@ -231,6 +231,7 @@ def test_the_command(site: FakeSite, engine: Engine, vm: str, run: Run, tmp_path
     table = run("forecast", "a", "--explain").out
     assert table.splitlines()[1].split()[0] == "cpu"
     assert "\ncpu: the model says nothing cores" in table
+    assert "\ncpu: the model says nothing cores at 0.95, " in run("forecast", "a", "--explain", "--quantile", "0.8").out
     assert run("-f", "csv", "forecast", "a").out.startswith("resource,unit,peak")
     assert run("forecast", "a", "--gap", "15m").status == 2
     assert run("forecast", "a", "--quantile", "0.4").status == 2

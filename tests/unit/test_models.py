@@ -24,7 +24,7 @@ from hvctl.errors import DeadlineError, Exit, HvctlError, NotFoundError, Refused
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.forecast import forecast
-from hvctl.model.forecast import Metric, ModelCard
+from hvctl.model.forecast import Level, Metric, ModelCard
 from hvctl.operations import model as verbs
 from hvctl.settings import Settings
 from unit.commandline import runner
@@ -325,7 +325,12 @@ def test_only_what_is_better_is_promoted(
 def test_a_card_says_where_it_does_not_win() -> None:
     lost, unsure, won = metric(1.1, -0.1), replace(metric(0.9, 0.1), interval=(-0.1, 0.3)), metric(0.8, 0.2)
     mixed = replace(won, gain_composite=-0.05)
-    said = "\n".join(verbs.limits(card(), [lost, unsure, won, mixed]))
+    spreads = {
+        f"model-{r}-peak": (Level(0.5, 0, 0, 0.4), Level(0.99, 1, 0.5, c)) for r, c in (("cpu", 0.95), ("disk", 0.98))
+    }
+    said = "\n".join(verbs.limits(replace(card(), spreads=spreads), [lost, unsure, won, mixed]))
+    assert "model cpu peak: the 0.99 quantile covered 95.0% of cases" in said
+    assert "disk" not in said
     assert "loses 10% to last times 1" in said
     assert "not sure" in said
     assert "loses 5% to the best rule of each length" in said
