@@ -32,13 +32,14 @@ def outlook(
     shift: float = 0.0,
     limit: float | None = None,
 ) -> Outlook | None:
-    """None while too little was seen. since: what was measured before that is of another time (something was done).
+    """None while nothing was seen, or nothing for half of the window: what is not known now runs out for nobody. since:
+    what was measured before that is of another time (something was done).
 
     shift and limit ask what it would be if all levels were so much higher (lower: negative), under another limit."""
     if shift or limit is not None:
         measure = _changed(measure, shift, measure.limit if limit is None else limit)
     points = recent(measure.points, at - window, since)
-    if not points:
+    if not points or at - points[-1][0] > window / 2:
         return None
     found = _most_pressed(measure, points, horizon)
     claimed = recent(measure.claimed, at - window, since)

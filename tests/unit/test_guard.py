@@ -138,6 +138,13 @@ def test_a_leak_is_answered_before_it_is_at_the_limit() -> None:
     assert made.chosen.benefit == pytest.approx(100.0), "a hundred units fewer are a hundred seconds later"
 
 
+def test_what_nobody_has_measured_lately_is_not_known() -> None:
+    leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
+    rules = policy("cache", threshold=1.0, horizon=600.0, window=100.0)
+    assert decide(GuardFacts("a", NOW + 50.0, (leak,)), rules, GuardMemory()).verdict is Verdict.ACTS
+    assert decide(GuardFacts("a", NOW + 51.0, (leak,)), rules, GuardMemory()).verdict is Verdict.UNSEEN
+
+
 def test_what_cannot_be_done_is_not_chosen_however_much_it_would_help() -> None:
     leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
     facts = GuardFacts("a", NOW, (leak,), refused={"cache": "there is no agent"})
