@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from hvctl import codec
+from hvctl.decide.needs import of_span
 from hvctl.decide.restarts import need_after_restart
-from hvctl.engine.expected import last_hour, of_span, restarts_of
+from hvctl.engine.expected import last_hour, restarts_of
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
 from hvctl.forecasting.arbiter import Standing

@@ -3,26 +3,20 @@ answer: the model and the best rule are both asked each time, whoever answers.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.forecasting.arbiter import Standing, learn
-from hvctl.forecasting.forecast import Panel, forecast
-from hvctl.forecasting.lessons import scales
-from hvctl.forecasting.score import pinball
+from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting.rounds import HORIZON, predictions, taught_by
 from hvctl.forecasting.series import RESOURCES, STEP, Cases, Series, outcomes
-from hvctl.model.forecast import Answerer, Forecast
-from hvctl.model.prediction import Prediction, Recorded
+from hvctl.model.forecast import Answerer
+from hvctl.model.prediction import Recorded
 from hvctl.operations.forecast import panel_of
 from hvctl.operations.series import history
 
-QUANTILE: Final = 0.95
-HORIZON: Final = 3600
 KEPT: Final = 86400.0
 """Seconds that forecasts are kept; what was worth learning of them stands in the standings."""
 AWAITED: Final = 7200
@@ -51,42 +45,6 @@ def refresh(engine: Engine) -> str:
         f"{len(alive.vms)} VMs forecast, {by_model} of {len(made)} answers by the model; {came} outcomes seen, "
         f"{learned} compared"
     )
-
-
-def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
-    """One for each VM and resource of which anything was seen."""
-    resources = [r for r in RESOURCES if r in series.values]
-    if not len(series.vms):
-        return []
-    rules = _asked(series, replace(panel, models=None, standings={}, missing=panel.missing or "not asked"), resources)
-    # Everybody's word, whoever answers: as if the model had won everything.
-    won = {f"{r}-peak": Standing(model=True) for r in resources}
-    models = {} if panel.models is None else _asked(series, replace(panel, standings=won), resources)
-    scale = {r: scales(series, r) for r in resources}
-    found = []
-    for i, vm in enumerate(series.vms):
-        for resource in resources:
-            rule = rules[vm, resource]
-            if not rule.history:
-                continue
-            model = models.get((vm, resource))
-            if model is not None and model.answered is not Answerer.MODEL:
-                model = None
-            standing = panel.standings.get(f"{resource}-peak", Standing())
-            line = rule if model is None or not standing.model else model
-            found.append(
-                Prediction(
-                    made_at, vm, resource, line.horizon, line.quantile, line.peak, line.mean, line.rule,
-                    line.answered.value, panel.name, None if model is None else model.peak, rule.peak,
-                    float(scale[resource][i]),
-                )
-            )  # fmt: skip
-    return found
-
-
-def _asked(series: Series, panel: Panel, resources: Sequence[str]) -> Mapping[tuple[str, str], Forecast]:
-    said = forecast(series, panel, resources=resources, horizon=HORIZON, quantiles=(QUANTILE,))
-    return {(line.vm, line.resource): line for line in said}
 
 
 def _look_back(engine: Engine, series: Series, now: int) -> int:
@@ -131,27 +89,9 @@ def _learn(engine: Engine, panel: Panel, now: int) -> int:
         for made_at, group in groupby(rounds, key=lambda p: p.made_at):
             if made_at >= record.learned_at + HORIZON:
                 cases = list(group)
-                record = _taught(record, cases, made_at)
+                record = taught_by(record, cases, made_at)
                 taught[resource] = record
                 number += len(cases)
     if taught:
         engine.store.forecasts.stand(host, list(taught.values()))
     return number
-
-
-def _taught(record: Recorded, cases: Sequence[Prediction], made_at: int) -> Recorded:
-    actual, model, rule, scale = (
-        np.array([getattr(p, n) for p in cases], np.float32)
-        for n in ("actual_peak", "model_peak", "rule_peak", "scale")
-    )
-    before = Standing(record.model_loss, record.rule_loss, record.cases, record.vms, record.model)
-    losses = [float(np.mean(pinball(actual, said, QUANTILE, scale), dtype=np.float64)) for said in (model, rule)]
-    new = learn(before, losses[0], losses[1], len(cases), len(cases))
-    return record._replace(
-        model_loss=new.model_loss,
-        rule_loss=new.rule_loss,
-        cases=new.cases,
-        vms=new.vms,
-        model=new.model,
-        learned_at=made_at,
-    )
