@@ -19,6 +19,7 @@ from hvctl.cli import (
     operation,
     pool,
     profile,
+    replay,
     series,
     snapshot,
     top,
@@ -54,6 +55,7 @@ app.command("resume")(interrupt.resume)
 app.command("recover")(operation.recover)
 app.command("doctor")(host.doctor)
 app.command("forecast")(forecast.forecast)
+app.command("replay")(replay.replay)
 app.command("top")(top.top)
 
 

@@ -34,11 +34,15 @@ class Policy:
     after: tuple[tuple[str, ...], ...] = ()
 
 
+def folder() -> Path:
+    """Where this installation has its policies."""
+    packaged = resources.files("hvctl") / "_snapshots"
+    return Path(str(packaged)) if packaged.is_dir() else Path(__file__).parents[2] / "snapshots"
+
+
 def shipped() -> dict[str, Path]:
     """The policies of this installation by name."""
-    packaged = resources.files("hvctl") / "_snapshots"
-    folder = Path(str(packaged)) if packaged.is_dir() else Path(__file__).parents[2] / "snapshots"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder().glob("*.toml"))}
 
 
 def load(name: str) -> Policy:

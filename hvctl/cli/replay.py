@@ -1,0 +1,88 @@
+"""hvctl replay"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hvctl.cli import render
+from hvctl.cli.context import Format, globals_of
+from hvctl.cli.render import Column
+from hvctl.units import format_duration, format_time, parse_duration
+
+
+def _amount(unit: str) -> Any:
+    return lambda v: f"{v:.3g} {unit}" if v < 1000 else f"{v / 1000:,.0f} thousand {unit}"
+
+
+COLUMNS = (
+    Column("policy", "POLICY"),
+    Column("interruptions", "INTERRUPTED"),
+    Column("restarts", "RESTARTED"),
+    Column("waited", "HAD TO WAIT"),
+    Column("wait_mean", "MEAN WAIT", format_duration),
+    Column("cpu_unserved", "CPU UNSERVED", _amount("core-s")),
+    Column("memory_unserved", "MEMORY UNSERVED", _amount("GiB-s")),
+    Column("cpu_unused", "CPU UNUSED", _amount("core-s")),
+    Column("memory_unused", "MEMORY UNUSED", _amount("GiB-s")),
+)
+
+
+def replay(
+    context: typer.Context,
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Parquet, or CSV by its name.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", metavar="POLICY", help="A shipped one or a file; again for more.")
+    ] = None,
+    fit: Annotated[
+        float, typer.Option("--fit", metavar="X", help="The share of their VMs' sizes that hosts have.")
+    ] = 0.6,
+    hosts: Annotated[int | None, typer.Option("--hosts", metavar="N", help="Default: one for 30 VMs.")] = None,
+    vms: Annotated[
+        int | None, typer.Option("--vms", metavar="N", help="So many of the trace's (default: all).")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Draws VMs, priorities, who is guaranteed.")
+    ] = 1,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="DURATION", help="The trace up to here is history (default: 7d or a quarter)."),
+    ] = None,
+    lasts: Annotated[
+        str | None, typer.Option("--for", metavar="DURATION", help="How much is replayed (default: the rest).")
+    ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Without the model: it was made from this trace.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: a file that ends with .svg or .png.")
+    ] = None,
+) -> None:
+    """See what policies would do with a recorded trace on simulated hosts, before one is armed.
+
+    Lowest-priority-first and static percentages stand beside them. No host is touched.
+    """
+    from hvctl.operations import replay as verbs
+    from hvctl.operations.replaypolicy import chosen
+
+    options = globals_of(context)
+    verbs.check_plot(plot)
+    policies = chosen(policy or ["forecast"])
+    scene = verbs.Scene(
+        trace, fit, hosts, vms, seed, None if after is None else parse_duration(after),
+        None if lasts is None else parse_duration(lasts), rules,
+    )  # fmt: skip
+    compared = verbs.compare(options.settings(), scene, policies, options.progress)
+    document = compared.document(scene)
+    if plot is not None:
+        verbs.plot(compared, plot)
+    if options.format in (Format.JSON, Format.YAML):
+        render.detail(options, "replay", document, ())
+        return
+    options.say(
+        f"{document['vms']} VMs ({document['guaranteed']} guaranteed) on {document['hosts']} hosts that fit "
+        f"{fit:.0%} of their sizes, {format_duration(document['seconds'])} from {format_time(document['start'])}; "
+        f"forecasts by {document['forecasts']}"
+    )
+    columns = COLUMNS if options.format is Format.TABLE else [Column(n, n) for n in document["policies"][0]]
+    render.rows(options, "policies", document["policies"], columns)

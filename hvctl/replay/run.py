@@ -1,0 +1,292 @@
+"""The replay itself: five minutes at a time, first who is due, then allocations anew, then the demand that comes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from hvctl.decide.allocate import MIN_MEMORY
+from hvctl.decide.interrupt import Ask, Interruption
+from hvctl.decide.needs import Known, expected_need
+from hvctl.decide.reservations import Wanted
+from hvctl.decide.shrink import least
+from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting.series import STEP
+from hvctl.model.allocation import Allocation, Resources, resources
+from hvctl.model.plan import Refusal
+from hvctl.model.pool import Need
+from hvctl.model.prediction import Prediction
+from hvctl.model.vm import Vm
+from hvctl.replay.fleet import COUNTED, MIB, Fleet, Member
+from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
+from hvctl.replay.policy import Amount, Policy
+from hvctl.replay.sight import Sight
+from hvctl.replay.tally import Event, Tally
+
+PER_UNIT: Final = {"cpu": 100, "memory": MIB}
+"""From cores and MiB to what hosts count in."""
+PRESSED: Final = 0.95
+"""Who uses this share of what it is promised is at its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    policy: Policy
+    tally: Tally
+    events: tuple[Event, ...]
+
+
+def replay(fleet: Fleet, policy: Policy, panel: Panel, check: Callable[[Replay, int], None] | None = None) -> Result:
+    """check is called after every step, with its slot."""
+    one = Replay(fleet, policy, panel)
+    for slot in range(fleet.begin, fleet.series.slots):
+        one.step(slot)
+        if check is not None:
+            check(one, slot)
+    one.close()
+    return Result(policy, one.tally, tuple(one.events))
+
+
+class Replay:
+    """The state of one policy on one fleet. guests are in the order of the series' VMs."""
+
+    def __init__(self, fleet: Fleet, policy: Policy, panel: Panel) -> None:
+        self.fleet = fleet
+        self.policy = policy
+        self.guests = [Guest(m) for m in fleet.members]
+        self.hosts = [
+            SimulatedHost(c, [g for g in self.guests if g.member.host == h], self._used, self._need)
+            for h, c in enumerate(fleet.capacities)
+        ]
+        self.tally = Tally(fleet.series.slots - fleet.begin)
+        self.events: list[Event] = []
+        self._sight = Sight(fleet, panel)
+        self._choose = policy.choice({m.uuid: m.priority for m in fleet.members})
+        self._forecasts: dict[int, dict[str, Prediction]] = {}
+        self._slot = fleet.begin
+        self._seen: dict[int, Resources] = {}
+
+    @property
+    def now(self) -> float:
+        return float(self.fleet.series.start + self._slot * STEP)
+
+    def step(self, slot: int) -> None:
+        self._slot = slot
+        self._seen.clear()
+        self._come_and_go(slot)
+        for host in self.hosts:
+            host.follow(self.now)
+        goals: dict[int, Allocation] = {}
+        if (slot - self.fleet.begin) * STEP % self.policy.every == 0:
+            if Amount.FORECAST in (self.policy.allocate, self.policy.reserve):
+                self._forecasts = self._sight.forecasts(slot)
+            goals = self._shrink()
+        self._returns()
+        self._grown(goals or self._pressing())
+        self._start()
+        self._serve(slot)
+
+    def close(self) -> None:
+        """Whoever waits at the end has waited until then."""
+        self._slot = self.fleet.series.slots
+        for guest in self.guests:
+            if guest.away is not None and guest.late:
+                self.tally.waits.append(self.now - guest.away.return_at)
+
+    # --- what a node sees
+
+    def _used(self, guest: Guest) -> Resources:
+        number = guest.member.number
+        if number not in self._seen:
+            cpu, memory = (self._sight.last(r, number, self._slot) for r in COUNTED)
+            self._seen[number] = Resources(math.ceil(cpu * 100), math.ceil(memory) * MIB)
+        return self._seen[number]
+
+    def _need(self, guest: Guest, vm: Vm) -> Need:
+        return expected_need(vm, Known(self._forecasts.get(guest.member.number, {}), MARGIN), self.policy.back)
+
+    # --- what the policy says
+
+    def _share(self, member: Member) -> Allocation:
+        share = (self.policy.percent or 0.0) / 100
+        size = resources(member.size)
+        memory = max(MIN_MEMORY, int(size.memory * share) // MIB * MIB)
+        return replace(member.size, memory=min(memory, size.memory), cpu_quota=max(1, int(size.cpu * share)))
+
+    def _goal(self, host: SimulatedHost, guest: Guest) -> Allocation:
+        size = guest.member.size
+        if guest.member.guaranteed:
+            return size
+        match self.policy.allocate:
+            case Amount.FORECAST:
+                # What a neighbour that gives all it can is left with, seen from its full size.
+                low = least(host.seen(guest, guest.promised(size), self.now), MARGIN)
+                return self._pressed(guest, low)
+            case Amount.PERCENT:
+                return self._share(guest.member)
+            case _:
+                return size
+
+    def _pressed(self, guest: Guest, goal: Allocation) -> Allocation:
+        """More than was forecast, of what it was found to use all of."""
+        has, size = guest.allocation, resources(guest.member.size)
+        if has is None or self.policy.press <= 1:
+            return goal
+        used, most = self._used(guest), resources(has)
+        if used.memory >= PRESSED * most.memory:
+            memory = min(size.memory, int(most.memory * self.policy.press) // MIB * MIB)
+            goal = replace(goal, memory=max(goal.memory, memory))
+        if used.cpu >= PRESSED * most.cpu and goal.cpu_quota is not None:
+            quota = max(goal.cpu_quota, math.ceil(most.cpu * self.policy.press))
+            goal = replace(goal, cpu_quota=None if quota >= size.cpu else quota)
+        return goal
+
+    def _pressing(self) -> dict[int, Allocation]:
+        """Between two rounds: what those are to have that use all that they have."""
+        if self.policy.allocate is not Amount.FORECAST or self.policy.press <= 1:
+            return {}
+        found = {}
+        for guest in self.guests:
+            has = guest.allocation
+            if has is not None and guest.away is None and not guest.member.guaranteed:
+                goal = self._pressed(guest, has)
+                if goal != has:
+                    found[guest.member.number] = goal
+        return found
+
+    def _returning(self, guest: Guest, predicted: Allocation) -> tuple[Allocation, Resources]:
+        match self.policy.reserve:
+            case Amount.FORECAST:
+                goal = predicted
+            case Amount.PERCENT:
+                goal = self._share(guest.member)
+            case Amount.FULL:
+                goal = guest.member.size
+            case _:
+                return predicted, Resources()
+        return goal, resources(goal)
+
+    # --- what happens
+
+    def _say(self, guest: Guest, kind: str, detail: str = "") -> None:
+        self.events.append(Event(self.now, guest.member.name, kind, detail))
+
+    def _come_and_go(self, slot: int) -> None:
+        for guest in self.guests:
+            m = guest.member
+            if slot == max(m.first, self.fleet.begin) and slot < m.last:
+                guest.starts = True
+            elif slot == m.last:
+                guest.allocation, guest.away, guest.starts, guest.late = None, None, False, False
+                self.hosts[m.host].end(m.uuid)
+
+    def _returns(self) -> None:
+        away = [g for g in self.guests if g.away is not None]
+        for guest in sorted(away, key=lambda g: (g.away.out_at if g.away else 0.0, g.member.number)):
+            before, was = guest.away, guest.late
+            if before is None:
+                continue
+            if self.hosts[guest.member.host].come_back(guest, self.now):
+                self.tally.returns += 1
+                self.tally.waits.append(self.now - before.return_at)
+                self._say(guest, "returned", before.rung.value)
+            elif guest.late and not was:
+                self.tally.waited += 1
+                self._say(guest, "waits", before.rung.value)
+
+    def _shrink(self) -> dict[int, Allocation]:
+        """What everybody that runs is to have, by number, after those that are to have less have less."""
+        goals = {}
+        for guest in self.guests:
+            if guest.allocation is not None and guest.away is None:
+                goals[guest.member.number] = self._goal(self.hosts[guest.member.host], guest)
+                guest.allocation = _lower(guest.allocation, goals[guest.member.number])
+        return goals
+
+    def _grown(self, goals: Mapping[int, Allocation]) -> None:
+        """The guaranteed ones first, then the higher priorities."""
+        for guest in sorted((self.guests[n] for n in goals), key=_order):
+            goal = goals[guest.member.number]
+            # An earlier one may have interrupted it meanwhile.
+            if guest.away is None and guest.allocation != goal:
+                self._grow(self.hosts[guest.member.host], guest, goal)
+
+    def _grow(self, host: SimulatedHost, guest: Guest, goal: Allocation) -> None:
+        want = resources(goal)
+        if host.fits(guest, want, self.now) or self._freed(host, guest, want):
+            guest.allocation = goal
+            return
+        got = host.free(guest, want, self.now)
+        quota = None if goal.cpu_quota is None and got.cpu >= want.cpu else max(1, got.cpu)
+        guest.allocation = replace(goal, memory=max(MIN_MEMORY, got.memory // MIB * MIB), cpu_quota=quota)
+
+    def _freed(self, host: SimulatedHost, guest: Guest, want: Resources) -> bool:
+        """By interruptions of others, as far as the policy goes; whether it fits then."""
+        p, now = self.policy, self.now
+        keeps = p.reserve is not Amount.NONE
+        until = None if keeps and not p.insist else now
+        ask = Ask(want, guest.member.uuid, p.lasts, p.back, until, p.rungs, p.grace)
+        plan = host.plan(guest, ask, now, self._choose)
+        if isinstance(plan, Refusal):
+            self._say(guest, "refused", plan.message)
+            return False
+        if plan.at > now:
+            self._say(guest, "delayed", "; ".join(plan.reasons))
+            return False
+        if not keeps:
+            plan = replace(plan, shrinks=())
+        self._interrupt(host, plan, ask)
+        ends = None if p.lasts is None else now + p.lasts
+        demand = host.reserve(Wanted(guest.member.uuid, "its demand", want, now, ends), now)
+        fits = host.fits(guest, want, now)
+        if not fits:
+            host.reservations.remove(demand)
+        return fits
+
+    def _interrupt(self, host: SimulatedHost, plan: Interruption, ask: Ask) -> None:
+        for went in host.interrupt(plan, ask, self.now, self._returning):
+            rung = went.rung.value
+            self.tally.interruptions[rung] = self.tally.interruptions.get(rung, 0) + 1
+            self._say(went.guest, "interrupted", rung)
+
+    def _start(self) -> None:
+        """VMs that are new, or that never fitted yet, the guaranteed ones first."""
+        for guest in sorted((g for g in self.guests if g.starts), key=_order):
+            host = self.hosts[guest.member.host]
+            goal = self._goal(host, guest)
+            want = resources(goal)
+            if host.fits(guest, want, self.now) or self._freed(host, guest, want):
+                guest.allocation, guest.starts, guest.since = goal, False, self.now
+                self._say(guest, "started")
+
+    def _serve(self, slot: int) -> None:
+        runs = np.array([g.runs for g in self.guests])
+        served = {}
+        for resource in COUNTED:
+            demand = self.fleet.demand[resource][:, slot]
+            given = np.array(
+                [getattr(resources(g.allocation), resource) if g.allocation and g.runs else 0 for g in self.guests]
+            )
+            served[resource] = np.minimum(demand, given / PER_UNIT[resource]).astype(np.float32)
+            unserved = float((demand - served[resource])[~runs].sum())
+            held = sum(getattr(g.holds, resource) for g in self.guests) / PER_UNIT[resource]
+            kept = sum(getattr(h.kept(self.now), resource) for h in self.hosts) / PER_UNIT[resource]
+            self.tally.step(
+                slot - self.fleet.begin, resource, float(demand.sum()), float(served[resource].sum()), unserved, held,
+                kept,
+            )  # fmt: skip
+        self._sight.note(slot, served, runs)
+
+
+def _order(guest: Guest) -> tuple[tuple[bool, int], int]:
+    return rank(guest), guest.member.number
+
+
+def _lower(now: Allocation, goal: Allocation) -> Allocation:
+    a, b = resources(now), resources(goal)
+    quota = now.cpu_quota if a.cpu <= b.cpu else goal.cpu_quota
+    return replace(now, vcpus=goal.vcpus, memory=min(now.memory, goal.memory), cpu_quota=quota)

@@ -1,0 +1,96 @@
+"""What a node would know: what its VMs were served, and nothing of those that were away or of what is to come. From it
+come the forecasts, and from what came of them the arbiter's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from hvctl.forecasting.arbiter import Standing
+from hvctl.forecasting.forecast import Panel
+from hvctl.forecasting.rounds import HORIZON, predictions, taught_by
+from hvctl.forecasting.series import F32, STEP, Cases, Flags, Series, outcomes
+from hvctl.model.forecast import Answerer
+from hvctl.model.prediction import Prediction, Recorded
+from hvctl.replay.fleet import COUNTED, Fleet
+
+WEEK: Final = 2016  # slots
+_HOUR: Final = HORIZON // STEP
+
+
+class Sight:
+    """Demand that was cut off was not seen: of a VM that is kept too small a node sees what it got."""
+
+    def __init__(self, fleet: Fleet, panel: Panel) -> None:
+        self.fleet = fleet
+        self.panel = panel
+        self.observed: dict[str, F32] = {}
+        for resource in COUNTED:
+            seen = np.where(np.isfinite(fleet.series.values[resource]), fleet.demand[resource], np.float32(np.nan))
+            seen[:, fleet.begin :] = np.nan
+            self.observed[resource] = seen
+        self._made: list[list[Prediction]] = []
+        self._records: dict[str, Recorded] = {}
+
+    def note(self, slot: int, served: Mapping[str, F32], there: Flags) -> None:
+        """What was measured in a slot; there: [VMs], who ran."""
+        for resource, values in self.observed.items():
+            known = there & np.isfinite(self.fleet.series.values[resource][:, slot])
+            values[known, slot] = served[resource][known]
+
+    def last(self, resource: str, number: int, slot: int) -> float:
+        """The newest sample of a VM in the hour before `slot`, 0 without any."""
+        recent = self.observed[resource][number, max(0, slot - _HOUR) : slot]
+        known = recent[np.isfinite(recent)]
+        return float(known[-1]) if len(known) else 0.0
+
+    def forecasts(self, slot: int) -> dict[int, dict[str, Prediction]]:
+        """By VM and resource, as of the beginning of `slot`, of those of whom an hour is known."""
+        self._learn(slot)
+        first = max(0, slot - WEEK)
+        series = self._window(first, slot)
+        made = predictions(series, self.panel, series.start + series.slots * STEP)
+        if self.panel.models is not None:
+            self._made.append(made)
+        number = {vm: i for i, vm in enumerate(series.vms)}
+        found: dict[int, dict[str, Prediction]] = {}
+        for one in made:
+            if one.answered != Answerer.TOO_LITTLE_HISTORY:
+                found.setdefault(number[one.vm_uuid], {})[one.resource] = one
+        return found
+
+    def _window(self, first: int, slot: int) -> Series:
+        whole = self.fleet.series
+        values = {r: v[:, first:slot] for r, v in self.observed.items()}
+        return Series(whole.vms, whole.start + first * STEP, values, whole.sizes)
+
+    def _learn(self, slot: int) -> None:
+        """From rounds whose hour is over, one an hour, as the node does."""
+        now = self.fleet.series.start + slot * STEP
+        while self._made and (not self._made[0] or self._made[0][0].made_at + HORIZON <= now):
+            made = self._made.pop(0)
+            for resource in COUNTED:
+                self._compare(resource, [p for p in made if p.resource == resource and p.model_peak is not None])
+
+    def _compare(self, resource: str, made: Sequence[Prediction]) -> None:
+        record = self._records.get(resource)
+        if record is None:
+            record = Recorded(resource, self.panel.name or "", 0.0, 0.0, 0, 0, False, 0)
+        if not made or made[0].made_at < record.learned_at + HORIZON:
+            return
+        number = {vm: i for i, vm in enumerate(self.fleet.series.vms)}
+        cut = (made[0].made_at - self.fleet.series.start) // STEP
+        vms = np.array([number[p.vm_uuid] for p in made])
+        cases = Cases(vms, *(np.full(len(made), v, np.int64) for v in (0, 0, _HOUR, 0)))
+        peaks, _ = outcomes(self._window(cut, cut + _HOUR), resource, cases)
+        known = [p._replace(actual_peak=float(v)) for p, v in zip(made, peaks, strict=True) if np.isfinite(v)]
+        if known:
+            self._records[resource] = taught_by(record, known, made[0].made_at)
+            standings = {
+                f"{r.resource}-peak": Standing(r.model_loss, r.rule_loss, r.cases, r.vms, r.model)
+                for r in self._records.values()
+            }
+            self.panel = replace(self.panel, standings=standings)
