@@ -24,22 +24,32 @@ MARGIN: Final = 32 * MIB
 WHO: Final = "replay"
 
 
-@dataclass
 class Guest:
-    """A VM on its host. allocation is what it is promised (None: it is not there, or holds nothing). away: it was
-    interrupted. starts: it never ran yet, and is to. since: seconds since 1970 of its last start. late: it was due and
-    did not fit."""
+    """A VM on its host. away: it was interrupted. starts: it never ran yet, and is to. since: seconds since 1970 of its
+    last start. late: it was due and did not fit."""
 
-    member: Member
-    allocation: Allocation | None = None
-    away: Away | None = None
-    starts: bool = False
-    since: float = 0.0
-    late: bool = False
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.away: Away | None = None
+        self.starts = False
+        self.since = 0.0
+        self.late = False
+        self._allocation: Allocation | None = None
+        self._promise = Resources()
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """What it is promised; None: it is not there, or holds nothing."""
+        return self._allocation
+
+    @allocation.setter
+    def allocation(self, new: Allocation | None) -> None:
+        self._allocation = new
+        self._promise = Resources() if new is None else resources(new)
 
     @property
     def runs(self) -> bool:
-        return self.allocation is not None and (self.away is None or self.away.rung is Rung.SQUEEZE)
+        return self._allocation is not None and (self.away is None or self.away.rung is Rung.SQUEEZE)
 
     @property
     def record(self) -> Record:
@@ -51,10 +61,10 @@ class Guest:
 
     @property
     def holds(self) -> Resources:
-        if self.allocation is None:
-            return Resources()
-        held = resources(self.allocation)
-        return Resources(memory=held.memory) if self.away and self.away.rung is Rung.PAUSE else held
+        """Of its host; a paused one only its memory."""
+        if self.away is not None and self.away.rung is Rung.PAUSE:
+            return Resources(memory=self._promise.memory)
+        return self._promise
 
     def vm(self, record: Record | None = None) -> Vm:
         """As hvctl observes it; record: promised something else."""
@@ -95,6 +105,8 @@ class SimulatedHost:
 
     def kept(self, now: float) -> Resources:
         """What reservations keep on top of what their owners hold."""
+        if not self.reservations:
+            return Resources()
         return sum(beyond(self.reservations, self.held(), frozenset(), now).values(), Resources())
 
     def seen(self, guest: Guest, record: Record | None = None, now: float = 0.0) -> Seen:

@@ -46,7 +46,7 @@ class Policy:
     every: float = 3600.0
     back: float = 3600.0
     press: float = 1.5
-    lasts: float | None = 3600.0
+    lasts: float | None = None
     grace: float = 30.0
     rungs: tuple[Rung, ...] = (Rung.SQUEEZE, Rung.PAUSE, Rung.SAVE)
     insist: bool = False

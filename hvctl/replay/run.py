@@ -25,7 +25,7 @@ from hvctl.replay.fleet import COUNTED, MIB, Fleet, Member
 from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
 from hvctl.replay.policy import Amount, Policy
 from hvctl.replay.sight import Sight
-from hvctl.replay.tally import Event, Tally
+from hvctl.replay.tally import HIGH, Event, Tally
 
 PER_UNIT: Final = {"cpu": 100, "memory": MIB}
 """From cores and MiB to what hosts count in."""
@@ -67,8 +67,8 @@ class Replay:
         self._sight = Sight(fleet, panel)
         self._choose = policy.choice({m.uuid: m.priority for m in fleet.members})
         self._forecasts: dict[int, dict[str, Prediction]] = {}
+        self._high = np.array([m.priority > HIGH for m in fleet.members])
         self._slot = fleet.begin
-        self._seen: dict[int, Resources] = {}
 
     @property
     def now(self) -> float:
@@ -76,7 +76,6 @@ class Replay:
 
     def step(self, slot: int) -> None:
         self._slot = slot
-        self._seen.clear()
         self._come_and_go(slot)
         for host in self.hosts:
             host.follow(self.now)
@@ -99,12 +98,14 @@ class Replay:
 
     # --- what a node sees
 
+    def answered_by(self, resource: str) -> str:
+        """Who made the newest forecast of a resource, of the first VM that has one."""
+        return next((f[resource].rule for f in self._forecasts.values() if resource in f), "nobody")
+
     def _used(self, guest: Guest) -> Resources:
-        number = guest.member.number
-        if number not in self._seen:
-            cpu, memory = (self._sight.last(r, number, self._slot) for r in COUNTED)
-            self._seen[number] = Resources(math.ceil(cpu * 100), math.ceil(memory) * MIB)
-        return self._seen[number]
+        """In its newest sample."""
+        cpu, memory = (float(self._sight.latest[r][guest.member.number]) for r in COUNTED)
+        return Resources(math.ceil(cpu * 100), math.ceil(memory) * MIB)
 
     def _need(self, guest: Guest, vm: Vm) -> Need:
         return expected_need(vm, Known(self._forecasts.get(guest.member.number, {}), MARGIN), self.policy.back)
@@ -136,7 +137,7 @@ class Replay:
         has, size = guest.allocation, resources(guest.member.size)
         if has is None or self.policy.press <= 1:
             return goal
-        used, most = self._used(guest), resources(has)
+        used, most = self._used(guest), guest.holds
         if used.memory >= PRESSED * most.memory:
             memory = min(size.memory, int(most.memory * self.policy.press) // MIB * MIB)
             goal = replace(goal, memory=max(goal.memory, memory))
@@ -240,11 +241,11 @@ class Replay:
         if not keeps:
             plan = replace(plan, shrinks=())
         self._interrupt(host, plan, ask)
+        # Handed over at once: until then it is the owner's alone.
         ends = None if p.lasts is None else now + p.lasts
         demand = host.reserve(Wanted(guest.member.uuid, "its demand", want, now, ends), now)
         fits = host.fits(guest, want, now)
-        if not fits:
-            host.reservations.remove(demand)
+        host.reservations.remove(demand)
         return fits
 
     def _interrupt(self, host: SimulatedHost, plan: Interruption, ask: Ask) -> None:
@@ -267,18 +268,20 @@ class Replay:
         runs = np.array([g.runs for g in self.guests])
         served = {}
         for resource in COUNTED:
+            unit = PER_UNIT[resource]
             demand = self.fleet.demand[resource][:, slot]
-            given = np.array(
-                [getattr(resources(g.allocation), resource) if g.allocation and g.runs else 0 for g in self.guests]
-            )
-            served[resource] = np.minimum(demand, given / PER_UNIT[resource]).astype(np.float32)
-            unserved = float((demand - served[resource])[~runs].sum())
-            held = sum(getattr(g.holds, resource) for g in self.guests) / PER_UNIT[resource]
-            kept = sum(getattr(h.kept(self.now), resource) for h in self.hosts) / PER_UNIT[resource]
-            self.tally.step(
-                slot - self.fleet.begin, resource, float(demand.sum()), float(served[resource].sum()), unserved, held,
-                kept,
-            )  # fmt: skip
+            given = np.array([getattr(g.holds, resource) if g.runs else 0 for g in self.guests])
+            served[resource] = np.minimum(demand, given / unit).astype(np.float32)
+            lacking = demand - served[resource]
+            found = {
+                "demand": demand.sum(),
+                "served": served[resource].sum(),
+                "away": lacking[~runs].sum(),
+                "high": lacking[self._high].sum(),
+                "promised": sum(getattr(g.holds, resource) for g in self.guests) / unit,
+                "kept": sum(getattr(h.kept(self.now), resource) for h in self.hosts) / unit,
+            }
+            self.tally.step(slot - self.fleet.begin, resource, {name: float(v) for name, v in found.items()})
         self._sight.note(slot, served, runs)
 
 

@@ -22,16 +22,20 @@ _HOUR: Final = HORIZON // STEP
 
 
 class Sight:
-    """Demand that was cut off was not seen: of a VM that is kept too small a node sees what it got."""
+    """Demand that was cut off was not seen: of a VM that is kept too small a node sees what it got. observed: resource
+    to [VMs, slots]; latest: to the newest sample of each VM, before the beginning the largest of an hour."""
 
     def __init__(self, fleet: Fleet, panel: Panel) -> None:
         self.fleet = fleet
         self.panel = panel
         self.observed: dict[str, F32] = {}
+        self.latest: dict[str, F32] = {}
         for resource in COUNTED:
             seen = np.where(np.isfinite(fleet.series.values[resource]), fleet.demand[resource], np.float32(np.nan))
             seen[:, fleet.begin :] = np.nan
             self.observed[resource] = seen
+            hour = seen[:, max(0, fleet.begin - _HOUR) : fleet.begin]
+            self.latest[resource] = np.nan_to_num(np.fmax.reduce(hour, axis=1))
         self._made: list[list[Prediction]] = []
         self._records: dict[str, Recorded] = {}
 
@@ -40,12 +44,7 @@ class Sight:
         for resource, values in self.observed.items():
             known = there & np.isfinite(self.fleet.series.values[resource][:, slot])
             values[known, slot] = served[resource][known]
-
-    def last(self, resource: str, number: int, slot: int) -> float:
-        """The newest sample of a VM in the hour before `slot`, 0 without any."""
-        recent = self.observed[resource][number, max(0, slot - _HOUR) : slot]
-        known = recent[np.isfinite(recent)]
-        return float(known[-1]) if len(known) else 0.0
+            self.latest[resource][known] = served[resource][known]
 
     def forecasts(self, slot: int) -> dict[int, dict[str, Prediction]]:
         """By VM and resource, as of the beginning of `slot`, of those of whom an hour is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ from hvctl.forecasting.series import F64, STEP
 from hvctl.replay.fleet import COUNTED
 
 UNITS: Final = {"cpu": "core-s", "memory": "GiB-s"}
+HIGH: Final = 500
+"""The priority that nobody asked to be raised."""
 _SCALE: Final = {"cpu": 1.0, "memory": 1 / 1024}  # from cores, MiB
 
 
@@ -27,12 +30,14 @@ class Event:
 @dataclass
 class Tally:
     """Sums over time of each resource, in cores and MiB times steps; rows of `shown` are the steps: demand, served,
-    promised and kept, for the picture. away: what of the unserved demand was of VMs that did not run."""
+    promised and kept, for the picture. away: what of the unserved demand was of VMs that did not run; high: what of it
+    was of those whose priority is above HIGH."""
 
     steps: int
     demand: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
     served: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
     away: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
+    high: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
     promised: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
     kept: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
     interruptions: dict[str, int] = field(default_factory=dict)
@@ -44,15 +49,11 @@ class Tally:
     def __post_init__(self) -> None:
         self.shown = {r: np.zeros((self.steps, 4)) for r in COUNTED}
 
-    def step(
-        self, number: int, resource: str, demand: float, served: float, away: float, promised: float, kept: float
-    ) -> None:
-        self.demand[resource] += demand
-        self.served[resource] += served
-        self.away[resource] += away
-        self.promised[resource] += promised
-        self.kept[resource] += kept
-        self.shown[resource][number] = demand, served, promised, kept
+    def step(self, number: int, resource: str, found: Mapping[str, float]) -> None:
+        """found: by the names of the sums."""
+        for name, value in found.items():
+            getattr(self, name)[resource] += value
+        self.shown[resource][number] = [found[name] for name in ("demand", "served", "promised", "kept")]
 
     def row(self, policy: str) -> dict[str, Any]:
         """Flat, in UNITS: unserved = demand - served; reserved is what nobody else could have (promises, and what is
@@ -73,6 +74,7 @@ class Tally:
                 "demand": self.demand[resource],
                 "unserved": self.demand[resource] - self.served[resource],
                 "unserved_away": self.away[resource],
+                "unserved_high": self.high[resource],
                 "reserved": reserved,
                 "kept": self.kept[resource],
                 "unused": reserved - self.served[resource],
