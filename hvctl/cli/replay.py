@@ -12,22 +12,31 @@ from hvctl.cli.context import Format, globals_of
 from hvctl.cli.render import Column
 from hvctl.units import format_duration, format_time, parse_duration
 
-
-def _amount(unit: str) -> Any:
-    return lambda v: f"{v:.3g} {unit}" if v < 1000 else f"{v / 1000:,.0f} thousand {unit}"
-
-
+UNITS = {"cpu": "core-s", "memory": "GiB-s"}
 COLUMNS = (
     Column("policy", "POLICY"),
     Column("interruptions", "INTERRUPTED"),
-    Column("restarts", "RESTARTED"),
+    Column("returns", "RETURNED"),
     Column("waited", "HAD TO WAIT"),
     Column("wait_mean", "MEAN WAIT", format_duration),
-    Column("cpu_unserved", "CPU UNSERVED", _amount("core-s")),
-    Column("memory_unserved", "MEMORY UNSERVED", _amount("GiB-s")),
-    Column("cpu_unused", "CPU UNUSED", _amount("core-s")),
-    Column("memory_unused", "MEMORY UNUSED", _amount("GiB-s")),
+    *(
+        Column(f"{resource}_{name}", f"{resource.upper()} {name.upper()}")
+        for name in ("unserved", "reserved", "unused")
+        for resource in UNITS
+    ),
 )
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """Amounts with their unit; what was not served as a share of what was demanded, unused of what was reserved."""
+    texts = {}
+    for resource, unit in UNITS.items():
+        amounts = {name: row[f"{resource}_{name}"] for name in ("unserved", "reserved", "unused")}
+        wholes = {"unserved": row[f"{resource}_demand"], "unused": row[f"{resource}_reserved"]}
+        for name, amount in amounts.items():
+            share = f" ({amount / wholes[name]:.1%})" if wholes.get(name) else ""
+            texts[f"{resource}_{name}"] = f"{amount:,.0f} {unit}{share}"
+    return row | texts
 
 
 def replay(
@@ -84,5 +93,7 @@ def replay(
         f"{fit:.0%} of their sizes, {format_duration(document['seconds'])} from {format_time(document['start'])}; "
         f"forecasts by {document['forecasts']}"
     )
-    columns = COLUMNS if options.format is Format.TABLE else [Column(n, n) for n in document["policies"][0]]
-    render.rows(options, "policies", document["policies"], columns)
+    if options.format is Format.CSV:
+        render.rows(options, "policies", document["policies"], [Column(n, n) for n in document["policies"][0]])
+    else:
+        render.rows(options, "policies", [_row(row) for row in document["policies"]], COLUMNS)

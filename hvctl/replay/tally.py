@@ -11,7 +11,6 @@ import numpy as np
 from hvctl.forecasting.series import F64, STEP
 from hvctl.replay.fleet import COUNTED
 
-UNITS: Final = {"cpu": "core-s", "memory": "GiB-s"}
 HIGH: Final = 500
 """The priority that nobody asked to be raised."""
 _SCALE: Final = {"cpu": 1.0, "memory": 1 / 1024}  # from cores, MiB
@@ -56,13 +55,14 @@ class Tally:
         self.shown[resource][number] = [found[name] for name in ("demand", "served", "promised", "kept")]
 
     def row(self, policy: str) -> dict[str, Any]:
-        """Flat, in UNITS: unserved = demand - served; reserved is what nobody else could have (promises, and what is
-        kept for returns beyond them), unused what of it served nobody. Waits are seconds from when a return was due."""
+        """Flat, in core-seconds and GiB-seconds: unserved = demand - served; reserved is what nobody else could have
+        (promises, and what is kept for returns beyond them), unused what of it served nobody. Waits are seconds from
+        when a return was due."""
         row: dict[str, Any] = {
             "policy": policy,
             "interruptions": sum(self.interruptions.values()),
             "by_rung": dict(sorted(self.interruptions.items())),
-            "restarts": self.returns,
+            "returns": self.returns,
             "waited": self.waited,
             "wait_mean": float(np.mean(self.waits)) if self.waits else 0.0,
             "wait_max": max(self.waits, default=0.0),

@@ -167,7 +167,7 @@ def test_a_tiny_trace_by_hand() -> None:
         ("low", "waits"): 13, ("low", "returned"): 20,
     }  # fmt: skip
     row = made.tally.row("hand")
-    assert (row["by_rung"], row["restarts"], row["waited"]) == ({"save": 1}, 1, 1)
+    assert (row["by_rung"], row["returns"], row["waited"]) == ({"save": 1}, 1, 1)
     assert row["wait_mean"] == row["wait_max"] == 7 * 300
     assert row["cpu_demand"] == 300 * (19 * 2 + 24 + 24 * 1.5)
     assert row["cpu_unserved"] == row["cpu_unserved_away"] == 300 * 19
