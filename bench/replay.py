@@ -34,8 +34,9 @@ FIT: Final = 0.6
 DAYS: Final = 7
 TUNED: Final = 28
 """Days before those that are replayed on which the rules are chosen."""
-SAME_HOSTS: Final = (20.0, 30.0, 40.0, 50.0, 60.0)
-ENOUGH_ROOM: Final = (20.0, 40.0, 60.0, 70.0, 80.0, 90.0, 95.0, 100.0)
+SAME_HOSTS: Final = (30.0, 40.0, 50.0)
+ENOUGH_ROOM: Final = tuple(float(p) for p in range(20, 101, 5))
+"""So near each other that a straight line between two of them flatters nobody by much."""
 
 
 def book(series: Series, begin: int) -> Rulebook:
@@ -67,6 +68,11 @@ def at_equal(resource: str, unserved: float, rows: Sequence[dict[str, Any]]) -> 
     ordered = sorted(rows, key=lambda row: -row[f"{resource}_unserved"])
     lacking = [-row[f"{resource}_unserved"] for row in ordered]
     return float(np.interp(-unserved, lacking, [row[f"{resource}_reserved"] for row in ordered]))
+
+
+def times(ours: int, theirs: int) -> float:
+    """1 where neither has any."""
+    return ours / theirs if theirs else float(1 + ours)
 
 
 def main() -> None:
@@ -103,8 +109,8 @@ def main() -> None:
         {
             "reserved_vs_static": float(np.mean(list(gains.values()))),
             **{f"reserved_vs_static_{r}": gain for r, gain in gains.items()},
-            "waiting_restarts_vs_lowest_priority": ours["waited"] / max(1, lowest["waited"]),
-            "waiting_restarts_vs_lowest_priority_kept": ours["waited"] / max(1, kept["waited"]),
+            "waiting_restarts_vs_lowest_priority": times(ours["waited"], lowest["waited"]),
+            "waiting_restarts_vs_lowest_priority_kept": times(ours["waited"], kept["waited"]),
             "unserved_demand": float(np.mean([ours[f"{r}_unserved"] / ours[f"{r}_demand"] for r in COUNTED])),
             "seconds": sum(c["seconds"] for c in (*cases, *room)),
         },

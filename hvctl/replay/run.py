@@ -13,7 +13,6 @@ from hvctl.decide.allocate import MIN_MEMORY
 from hvctl.decide.interrupt import Ask, Interruption
 from hvctl.decide.needs import Known, expected_need
 from hvctl.decide.reservations import Wanted
-from hvctl.decide.shrink import least
 from hvctl.forecasting.forecast import Panel
 from hvctl.forecasting.series import STEP
 from hvctl.model.allocation import Allocation, Resources, resources
@@ -21,7 +20,8 @@ from hvctl.model.plan import Refusal
 from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
 from hvctl.model.vm import Vm
-from hvctl.replay.fleet import COUNTED, MIB, Fleet, Member
+from hvctl.replay.fleet import COUNTED, MIB, Fleet
+from hvctl.replay.goals import goal, pressed, returning
 from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
 from hvctl.replay.policy import Amount, Policy
 from hvctl.replay.sight import Sight
@@ -29,8 +29,6 @@ from hvctl.replay.tally import HIGH, Event, Tally
 
 PER_UNIT: Final = {"cpu": 100, "memory": MIB}
 """From cores and MiB to what hosts count in."""
-PRESSED: Final = 0.95
-"""Who uses this share of what it is promised is at its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,64 +110,21 @@ class Replay:
 
     # --- what the policy says
 
-    def _share(self, member: Member) -> Allocation:
-        share = (self.policy.percent or 0.0) / 100
-        size = resources(member.size)
-        memory = max(MIN_MEMORY, int(size.memory * share) // MIB * MIB)
-        return replace(member.size, memory=min(memory, size.memory), cpu_quota=max(1, int(size.cpu * share)))
-
-    def _goal(self, host: SimulatedHost, guest: Guest) -> Allocation:
-        size = guest.member.size
-        if guest.member.guaranteed:
-            return size
-        match self.policy.allocate:
-            case Amount.FORECAST:
-                # What a neighbour that gives all it can is left with, seen from its full size.
-                low = least(host.seen(guest, guest.promised(size), self.now), MARGIN)
-                return self._pressed(guest, low)
-            case Amount.PERCENT:
-                return self._share(guest.member)
-            case _:
-                return size
-
-    def _pressed(self, guest: Guest, goal: Allocation) -> Allocation:
-        """More than was forecast, of what it was found to use all of."""
-        has, size = guest.allocation, resources(guest.member.size)
-        if has is None or self.policy.press <= 1:
-            return goal
-        used, most = self._used(guest), guest.holds
-        if used.memory >= PRESSED * most.memory:
-            memory = min(size.memory, int(most.memory * self.policy.press) // MIB * MIB)
-            goal = replace(goal, memory=max(goal.memory, memory))
-        if used.cpu >= PRESSED * most.cpu and goal.cpu_quota is not None:
-            quota = max(goal.cpu_quota, math.ceil(most.cpu * self.policy.press))
-            goal = replace(goal, cpu_quota=None if quota >= size.cpu else quota)
-        return goal
+    def _goal(self, guest: Guest) -> Allocation:
+        m = guest.member
+        seen = self.hosts[m.host].seen(guest, guest.promised(m.size), self.now)
+        return goal(self.policy, m, seen, guest.allocation, self._used(guest))
 
     def _pressing(self) -> dict[int, Allocation]:
         """Between two rounds: what those are to have that use all that they have."""
-        if self.policy.allocate is not Amount.FORECAST or self.policy.press <= 1:
-            return {}
         found = {}
-        for guest in self.guests:
-            has = guest.allocation
-            if has is not None and guest.away is None and not guest.member.guaranteed:
-                goal = self._pressed(guest, has)
-                if goal != has:
-                    found[guest.member.number] = goal
+        for guest in self.guests if self.policy.allocate is Amount.FORECAST and self.policy.press > 1 else ():
+            m, has = guest.member, guest.allocation
+            if has is not None and guest.away is None and not m.guaranteed:
+                more = pressed(self.policy, m, has, has, self._used(guest))
+                if more != has:
+                    found[m.number] = more
         return found
-
-    def _returning(self, guest: Guest, predicted: Allocation) -> tuple[Allocation, Resources]:
-        match self.policy.reserve:
-            case Amount.FORECAST:
-                goal = predicted
-            case Amount.PERCENT:
-                goal = self._share(guest.member)
-            case Amount.FULL:
-                goal = guest.member.size
-            case _:
-                return predicted, Resources()
-        return goal, resources(goal)
 
     # --- what happens
 
@@ -204,26 +159,26 @@ class Replay:
         goals = {}
         for guest in self.guests:
             if guest.allocation is not None and guest.away is None:
-                goals[guest.member.number] = self._goal(self.hosts[guest.member.host], guest)
+                goals[guest.member.number] = self._goal(guest)
                 guest.allocation = _lower(guest.allocation, goals[guest.member.number])
         return goals
 
     def _grown(self, goals: Mapping[int, Allocation]) -> None:
         """The guaranteed ones first, then the higher priorities."""
         for guest in sorted((self.guests[n] for n in goals), key=_order):
-            goal = goals[guest.member.number]
+            new = goals[guest.member.number]
             # An earlier one may have interrupted it meanwhile.
-            if guest.away is None and guest.allocation != goal:
-                self._grow(self.hosts[guest.member.host], guest, goal)
+            if guest.away is None and guest.allocation != new:
+                self._grow(self.hosts[guest.member.host], guest, new)
 
-    def _grow(self, host: SimulatedHost, guest: Guest, goal: Allocation) -> None:
-        want = resources(goal)
+    def _grow(self, host: SimulatedHost, guest: Guest, new: Allocation) -> None:
+        want = resources(new)
         if host.fits(guest, want, self.now) or self._freed(host, guest, want):
-            guest.allocation = goal
+            guest.allocation = new
             return
         got = host.free(guest, want, self.now)
-        quota = None if goal.cpu_quota is None and got.cpu >= want.cpu else max(1, got.cpu)
-        guest.allocation = replace(goal, memory=max(MIN_MEMORY, got.memory // MIB * MIB), cpu_quota=quota)
+        quota = None if new.cpu_quota is None and got.cpu >= want.cpu else max(1, got.cpu)
+        guest.allocation = replace(new, memory=max(MIN_MEMORY, got.memory // MIB * MIB), cpu_quota=quota)
 
     def _freed(self, host: SimulatedHost, guest: Guest, want: Resources) -> bool:
         """By interruptions of others, as far as the policy goes; whether it fits then."""
@@ -249,7 +204,7 @@ class Replay:
         return fits
 
     def _interrupt(self, host: SimulatedHost, plan: Interruption, ask: Ask) -> None:
-        for went in host.interrupt(plan, ask, self.now, self._returning):
+        for went in host.interrupt(plan, ask, self.now, lambda g, need: returning(self.policy, g.member, need)):
             rung = went.rung.value
             self.tally.interruptions[rung] = self.tally.interruptions.get(rung, 0) + 1
             self._say(went.guest, "interrupted", rung)
@@ -258,10 +213,10 @@ class Replay:
         """VMs that are new, or that never fitted yet, the guaranteed ones first."""
         for guest in sorted((g for g in self.guests if g.starts), key=_order):
             host = self.hosts[guest.member.host]
-            goal = self._goal(host, guest)
-            want = resources(goal)
+            first = self._goal(guest)
+            want = resources(first)
             if host.fits(guest, want, self.now) or self._freed(host, guest, want):
-                guest.allocation, guest.starts, guest.since = goal, False, self.now
+                guest.allocation, guest.starts, guest.since = first, False, self.now
                 self._say(guest, "started")
 
     def _serve(self, slot: int) -> None:
@@ -289,7 +244,7 @@ def _order(guest: Guest) -> tuple[tuple[bool, int], int]:
     return rank(guest), guest.member.number
 
 
-def _lower(now: Allocation, goal: Allocation) -> Allocation:
-    a, b = resources(now), resources(goal)
-    quota = now.cpu_quota if a.cpu <= b.cpu else goal.cpu_quota
-    return replace(now, vcpus=goal.vcpus, memory=min(now.memory, goal.memory), cpu_quota=quota)
+def _lower(now: Allocation, new: Allocation) -> Allocation:
+    """What of it shrinks."""
+    quota = now.cpu_quota if resources(now).cpu <= resources(new).cpu else new.cpu_quota
+    return replace(now, memory=min(now.memory, new.memory), cpu_quota=quota)
