@@ -10,7 +10,7 @@ import typer
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.render import Column
-from hvctl.units import format_duration, format_time, parse_duration
+from hvctl.units import format_duration, parse_duration
 
 UNITS = {"cpu": "core-s", "memory": "GiB-s"}
 COLUMNS = (
@@ -19,23 +19,18 @@ COLUMNS = (
     Column("returns", "RETURNED"),
     Column("waited", "HAD TO WAIT"),
     Column("wait_mean", "MEAN WAIT", format_duration),
-    *(
-        Column(f"{resource}_{name}", f"{resource.upper()} {name.upper()}")
-        for name in ("unserved", "reserved", "unused")
-        for resource in UNITS
-    ),
+    *(Column(f"{r}_unserved", f"{r.upper()} UNSERVED") for r in UNITS),
+    *(Column(f"{r}_unused", f"{r.upper()} RESERVED UNUSED") for r in UNITS),
 )
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Amounts with their unit; what was not served as a share of what was demanded, unused of what was reserved."""
+    """Amounts with their unit: what was not served as a share of the demand, what served nobody of what was reserved."""
     texts = {}
     for resource, unit in UNITS.items():
-        amounts = {name: row[f"{resource}_{name}"] for name in ("unserved", "reserved", "unused")}
-        wholes = {"unserved": row[f"{resource}_demand"], "unused": row[f"{resource}_reserved"]}
-        for name, amount in amounts.items():
-            share = f" ({amount / wholes[name]:.1%})" if wholes.get(name) else ""
-            texts[f"{resource}_{name}"] = f"{amount:,.0f} {unit}{share}"
+        for name, whole in (("unserved", "demand"), ("unused", "reserved")):
+            amount, of = row[f"{resource}_{name}"], row[f"{resource}_{whole}"]
+            texts[f"{resource}_{name}"] = f"{amount:,.0f} {unit} ({amount / of if of else 0:.1%})"
     return row | texts
 
 
@@ -90,7 +85,7 @@ def replay(
         return
     options.say(
         f"{document['vms']} VMs ({document['guaranteed']} guaranteed) on {document['hosts']} hosts that fit "
-        f"{fit:.0%} of their sizes, {format_duration(document['seconds'])} from {format_time(document['start'])}; "
+        f"{fit:.0%} of their sizes, {format_duration(document['seconds'])} from {document['start']}; "
         f"forecasts by {document['forecasts']}"
     )
     if options.format is Format.CSV:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from hvctl.errors import UsageError
 from hvctl.forecasting.series import STEP, UNITS
 from hvctl.operations.model import panel
 from hvctl.replay.fleet import COUNTED, SHORTEST, Fleet, fleet_of
 from hvctl.replay.policy import Policy
 from hvctl.replay.run import Result, replay
 from hvctl.settings import Settings
+from hvctl.units import format_time
 
 WEEK: Final = 7 * 86400 // STEP
 _FIRST: Final = 0.25
@@ -52,7 +52,7 @@ class Compared:
             "hosts": len(fleet.capacities),
             "fit": scene.fit,
             "seed": scene.seed,
-            "start": start,
+            "start": format_time(start),
             "seconds": fleet.seconds,
             "forecasts": self.forecasts,
             "policies": [r.tally.row(r.policy.name) for r in self.results],
@@ -64,8 +64,8 @@ def compare(settings: Settings, scene: Scene, policies: Sequence[Policy], say: C
     from hvctl.adapters.seriesfile import read
 
     series = read(scene.trace)
-    begin = min(WEEK, int(series.slots * _FIRST)) if scene.first is None else round(scene.first / STEP)
-    begin = max(begin, SHORTEST)
+    usual = max(SHORTEST, min(WEEK, int(series.slots * _FIRST)))
+    begin = usual if scene.first is None else round(scene.first / STEP)
     if scene.lasts is not None:
         series = series.until(begin + max(1, round(scene.lasts / STEP)))
     fleet = fleet_of(series, begin=begin, fit=scene.fit, hosts=scene.hosts, vms=scene.vms, seed=scene.seed)
@@ -102,10 +102,3 @@ def check_plot(path: Path | None) -> None:
         from hvctl.adapters.plot import check
 
         check(path)
-
-
-def check_names(policies: Sequence[Policy]) -> None:
-    """UsageError for two policies of one name: their rows could not be told apart."""
-    names = [p.name for p in policies]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise UsageError(f"two policies are called {twice[0]!r}.", "rename one of the files")

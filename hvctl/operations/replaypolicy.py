@@ -33,8 +33,13 @@ def shipped() -> dict[str, Path]:
 
 
 def chosen(names: list[str]) -> tuple[Policy, ...]:
-    """What was asked for, each once, and what always stands beside it."""
-    return tuple(load(name) for name in dict.fromkeys((*names, *BESIDE)))
+    """What was asked for, each once, and what always stands beside it. UsageError for two of one name, whose rows could
+    not be told apart."""
+    found = tuple(load(name) for name in dict.fromkeys((*names, *BESIDE)))
+    known = [policy.name for policy in found]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise UsageError(f"two policies are called {twice[0]!r}.", "rename the file")
+    return found
 
 
 def load(name: str) -> Policy:

@@ -3,6 +3,7 @@ added up is what happened."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,10 @@ def test_policies_by_name_and_by_file(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no replay policy 'nobody'"):
         load("nobody")
     assert [p.name for p in chosen(["static", str(path), "static"])] == ["static", "mine", "lowest-priority-first"]
+    same = tmp_path / "static.toml"
+    same.write_text("percent = 50\n")
+    with pytest.raises(UsageError, match="two policies are called 'static'"):
+        chosen([str(same)])
     text = README.read_text()
     for name in shipped():
         assert len(load(name).description) > 20
@@ -320,5 +325,8 @@ def test_what_the_command_prints_and_draws(run: Run, tmp_path: Path) -> None:
     ran = run("replay", *line, "--policy", "forecast", "--policy", "full-size")
     golden("cli-replay-table", f"{ran.out}--- stderr\n{ran.err}--- exit {ran.status}\n")
     assert "full-size" in picture.read_text()
+    document = json.loads(run("-f", "json", "replay", *line).out)["replay"]
+    assert [p["policy"] for p in document["policies"]] == ["forecast", "lowest-priority-first", "static"]
+    assert (document["vms"], document["hosts"], document["seconds"]) == (12, 2, DAY / 2 * STEP)
     assert run("replay", str(tmp_path / "no.csv")).status == 3
     assert run("replay", str(file), "--plot", "picture.gif").status == 2
