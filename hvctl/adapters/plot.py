@@ -114,5 +114,6 @@ def compare(path: Path, title: str, stacks: Sequence[Stack]) -> None:
                     axis.plot(days, curve.values, lw=0.9, label=curve.name)
             axis.set_ylim(bottom=0)
             axis.set_ylabel(stack.title)
-        axes[0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
         axes[-1].set_xlabel("days")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, labels, loc="outside lower center", fontsize=7, frameon=False, ncols=len(labels))

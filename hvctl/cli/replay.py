@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Amounts with their unit: what was not served as a share of the demand, what served nobody of what was reserved."""
+    """Amounts with their unit, and as shares of what was demanded or reserved."""
     texts = {}
     for resource, unit in UNITS.items():
         for name, whole in (("unserved", "demand"), ("unused", "reserved")):

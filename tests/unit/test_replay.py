@@ -325,8 +325,9 @@ def test_what_the_command_prints_and_draws(run: Run, tmp_path: Path) -> None:
     ran = run("replay", *line, "--policy", "forecast", "--policy", "full-size")
     golden("cli-replay-table", f"{ran.out}--- stderr\n{ran.err}--- exit {ran.status}\n")
     assert "full-size" in picture.read_text()
-    document = json.loads(run("-f", "json", "replay", *line).out)["replay"]
+    some = ("--vms", "10", "--seed", "2", "--for", "6h")
+    document = json.loads(run("-f", "json", "replay", *line, *some).out)["replay"]
     assert [p["policy"] for p in document["policies"]] == ["forecast", "lowest-priority-first", "static"]
-    assert (document["vms"], document["hosts"], document["seconds"]) == (12, 2, DAY / 2 * STEP)
+    assert (document["vms"], document["hosts"], document["seed"], document["seconds"]) == (10, 2, 2, 21600)
     assert run("replay", str(tmp_path / "no.csv")).status == 3
     assert run("replay", str(file), "--plot", "picture.gif").status == 2
