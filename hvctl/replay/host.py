@@ -4,7 +4,7 @@ decisions say, at once and without fail."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from hvctl.decide.admission import admit
@@ -16,7 +16,7 @@ from hvctl.decide.victims import Seen, squeezed
 from hvctl.model.allocation import Allocation, Record, Resources, resources
 from hvctl.model.host import Capacity
 from hvctl.model.plan import Refusal
-from hvctl.model.pool import Away, Held, Need, Reservation, Rung
+from hvctl.model.pool import Away, Need, Reservation, Rung
 from hvctl.model.vm import Accel, Balloon, State, Vm
 from hvctl.replay.fleet import MIB, Member
 
@@ -67,7 +67,7 @@ class Guest:
         return self._promise
 
     def vm(self, record: Record | None = None) -> Vm:
-        """As hvctl observes it; record: promised something else."""
+        """As hvctl observes it; record: as if it were promised something else."""
         state = State.RUNNING if self.runs else State.OFF if self.allocation is None else State.PAUSED
         promised = record or self.record
         m = self.member
@@ -75,14 +75,6 @@ class Guest:
             m.uuid, m.name, state, "replay", Accel.KVM, True, None, self.allocation or promised.allocation,
             m.size.vcpus, m.size.memory, (), (), promised,
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Went:
-    """A VM that was interrupted for another."""
-
-    guest: Guest
-    rung: Rung
 
 
 class SimulatedHost:
@@ -109,7 +101,8 @@ class SimulatedHost:
             return Resources()
         return sum(beyond(self.reservations, self.held(), frozenset(), now).values(), Resources())
 
-    def seen(self, guest: Guest, record: Record | None = None, now: float = 0.0) -> Seen:
+    def seen(self, guest: Guest, now: float, record: Record | None = None) -> Seen:
+        """record: as if it were promised something else."""
         vm = guest.vm(record)
         has = vm.allocation
         balloon = Balloon(has.memory, has.memory, 0, max(0, has.memory - self._used(guest).memory), 0.0)
@@ -137,13 +130,13 @@ class SimulatedHost:
     def _facts(self, now: float, seen: tuple[Seen, ...] = ()) -> Facts:
         return Facts(self.capacity, self.held(), self.reservations, seen, MARGIN, now)
 
-    def reserve(self, wanted: Wanted, now: float, size: Resources | None = None) -> Reservation:
-        """As much as there is room for. size: this much of it, whatever there is."""
+    def reserve(self, wanted: Wanted, now: float) -> Reservation:
+        """As much as there is room for."""
         one = new_reservation(wanted, now, WHO)
         names = {g.member.uuid: g.member.name for g in self.guests}
-        granted = grantable(self.capacity, self.held(), self.reservations, one, names, now) if size is None else size
+        granted = grantable(self.capacity, self.held(), self.reservations, one, names, now)
         self._numbers += 1
-        made = replace(one, id=self._numbers, granted=granted, state=Held.HELD)
+        made = replace(one, id=self._numbers, granted=granted)
         self.reservations.append(made)
         return made
 
@@ -154,7 +147,7 @@ class SimulatedHost:
     def plan(self, guest: Guest, ask: Ask, now: float, choose: Choose) -> Interruption | Refusal:
         """Of those below it: the guaranteed are above all, then the higher priorities."""
         below = (g for g in self.guests if g.allocation is not None and rank(g) > rank(guest))
-        seen = tuple(self.seen(g, now=now) for g in below if not g.member.guaranteed)
+        seen = tuple(self.seen(g, now) for g in below if not g.member.guaranteed)
         return plan_interruption(self._facts(now, seen), ask, choose)
 
     def interrupt(
@@ -163,9 +156,9 @@ class SimulatedHost:
         ask: Ask,
         now: float,
         returns: Callable[[Guest, Allocation], tuple[Allocation, Resources]],
-    ) -> list[Went]:
-        """Neighbours shrink, room for the returns is kept, and the victims go. returns: of a victim and what it is
-        predicted to need, what it comes back with and what is kept for that."""
+    ) -> list[Guest]:
+        """Neighbours shrink, room for the returns is kept, and the victims go: these. returns: of a victim and what it
+        is predicted to need, what it comes back with and what is kept for that."""
         for shrink in plan.shrinks:
             self._by_uuid[shrink.seen.vm.uuid].allocation = shrink.to
         lacking = ask.need - own_room(self._facts(now), ask, now, FOREVER if ask.seconds is None else now + ask.seconds)
@@ -183,7 +176,7 @@ class SimulatedHost:
             )  # fmt: skip
             guest.allocation = None if turn.rung.ends_process else left
             lacking -= turn.gives
-            went.append(Went(guest, turn.rung))
+            went.append(guest)
         return went
 
     def come_back(self, guest: Guest, now: float) -> bool:
@@ -199,12 +192,6 @@ class SimulatedHost:
             guest.since = now
         self.end(guest.member.uuid)
         return True
-
-
-def over(host: SimulatedHost) -> Resources:
-    """What is promised beyond the capacity: nothing, at any time."""
-    most = Resources(host.capacity.cpu, host.capacity.memory)
-    return sum((r for _, r in host.held().values()), Resources()) - most
 
 
 def rank(guest: Guest) -> tuple[bool, int]:

@@ -1,4 +1,5 @@
-"""The replay itself: five minutes at a time, first who is due, then allocations anew, then the demand that comes."""
+"""The replay itself, five minutes at a time: promises shrink, who is due comes back, promises grow, new VMs start, and
+then the demand of the five minutes comes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def replay(fleet: Fleet, policy: Policy, panel: Panel, check: Callable[[Replay, 
 
 
 class Replay:
-    """The state of one policy on one fleet. guests are in the order of the series' VMs."""
+    """The state of one policy on one fleet. guests are in the order of the series' VMs, forecasts by their number and
+    the resource."""
 
     def __init__(self, fleet: Fleet, policy: Policy, panel: Panel) -> None:
         self.fleet = fleet
@@ -64,7 +66,7 @@ class Replay:
         self.events: list[Event] = []
         self._sight = Sight(fleet, panel)
         self._choose = policy.choice({m.uuid: m.priority for m in fleet.members})
-        self._forecasts: dict[int, dict[str, Prediction]] = {}
+        self.forecasts: dict[int, dict[str, Prediction]] = {}
         self._high = np.array([m.priority > HIGH for m in fleet.members])
         self._slot = fleet.begin
 
@@ -80,7 +82,7 @@ class Replay:
         goals: dict[int, Allocation] = {}
         if (slot - self.fleet.begin) * STEP % self.policy.every == 0:
             if Amount.FORECAST in (self.policy.allocate, self.policy.reserve):
-                self._forecasts = self._sight.forecasts(slot)
+                self.forecasts = self._sight.forecasts(slot)
             goals = self._shrink()
         self._returns()
         self._grown(goals or self._pressing())
@@ -96,23 +98,19 @@ class Replay:
 
     # --- what a node sees
 
-    def answered_by(self, resource: str) -> str:
-        """Who made the newest forecast of a resource, of the first VM that has one."""
-        return next((f[resource].rule for f in self._forecasts.values() if resource in f), "nobody")
-
     def _used(self, guest: Guest) -> Resources:
         """In its newest sample."""
         cpu, memory = (float(self._sight.latest[r][guest.member.number]) for r in COUNTED)
         return Resources(math.ceil(cpu * 100), math.ceil(memory) * MIB)
 
     def _need(self, guest: Guest, vm: Vm) -> Need:
-        return expected_need(vm, Known(self._forecasts.get(guest.member.number, {}), MARGIN), self.policy.back)
+        return expected_need(vm, Known(self.forecasts.get(guest.member.number, {}), MARGIN), self.policy.back)
 
     # --- what the policy says
 
     def _goal(self, guest: Guest) -> Allocation:
         m = guest.member
-        seen = self.hosts[m.host].seen(guest, guest.promised(m.size), self.now)
+        seen = self.hosts[m.host].seen(guest, self.now, guest.promised(m.size))
         return goal(self.policy, m, seen, guest.allocation, self._used(guest))
 
     def _pressing(self) -> dict[int, Allocation]:
@@ -204,10 +202,13 @@ class Replay:
         return fits
 
     def _interrupt(self, host: SimulatedHost, plan: Interruption, ask: Ask) -> None:
-        for went in host.interrupt(plan, ask, self.now, lambda g, need: returning(self.policy, g.member, need)):
-            rung = went.rung.value
+        def returns(guest: Guest, need: Allocation) -> tuple[Allocation, Resources]:
+            return returning(self.policy, guest.member, need)
+
+        for guest in host.interrupt(plan, ask, self.now, returns):
+            rung = guest.away.rung.value if guest.away else ""
             self.tally.interruptions[rung] = self.tally.interruptions.get(rung, 0) + 1
-            self._say(went.guest, "interrupted", rung)
+            self._say(guest, "interrupted", rung)
 
     def _start(self) -> None:
         """VMs that are new, or that never fitted yet, the guaranteed ones first."""

@@ -241,7 +241,12 @@ def test_a_model_answers_once_it_has_won_on_the_trace() -> None:
         values[:] = np.float32(1.0)  # its own base is right then, and the rule's margin is not
     made = fleet_of(series, begin=2 * DAY - 6, fit=0.6, hosts=1)
     seen = []
-    replay(made, load("forecast"), Panel(models=Oracle(), name="m"), lambda one, _: seen.append(one.answered_by("cpu")))
+    replay(
+        made,
+        load("forecast"),
+        Panel(models=Oracle(), name="m"),
+        lambda one, _: seen.append(one.forecasts[0]["cpu"].rule),
+    )
     assert seen[0] == "max_of_hour_and_clock"
     assert seen[-1] == "m"
 
