@@ -14,6 +14,7 @@ from hvctl.decide.allocate import MIN_MEMORY
 from hvctl.decide.interrupt import Ask, Interruption
 from hvctl.decide.needs import Known, expected_need
 from hvctl.decide.reservations import Wanted
+from hvctl.decide.victims import SQUEEZED_CPU
 from hvctl.forecasting.forecast import Panel
 from hvctl.forecasting.series import STEP
 from hvctl.model.allocation import Allocation, Resources, resources
@@ -174,9 +175,7 @@ class Replay:
         if host.fits(guest, want, self.now) or self._freed(host, guest, want):
             guest.allocation = new
             return
-        got = host.free(guest, want, self.now)
-        quota = None if new.cpu_quota is None and got.cpu >= want.cpu else max(1, got.cpu)
-        guest.allocation = replace(new, memory=max(MIN_MEMORY, got.memory // MIB * MIB), cpu_quota=quota)
+        guest.allocation = _within(new, host.free(guest, want, self.now))
 
     def _freed(self, host: SimulatedHost, guest: Guest, want: Resources) -> bool:
         """By interruptions of others, as far as the policy goes; whether it fits then."""
@@ -217,8 +216,16 @@ class Replay:
             first = self._goal(guest)
             want = resources(first)
             if host.fits(guest, want, self.now) or self._freed(host, guest, want):
-                guest.allocation, guest.starts, guest.since = first, False, self.now
-                self._say(guest, "started")
+                self._started(guest, first)
+            elif self._slot == self.fleet.begin and self.policy.allocate is Amount.FORECAST:
+                # It ran before: it goes on with what there is, as one that cannot grow does.
+                got, used = host.free(guest, want, self.now), self._used(guest)
+                if got.cpu >= SQUEEZED_CPU and got.memory >= used.memory + MARGIN:
+                    self._started(guest, _within(first, got))
+
+    def _started(self, guest: Guest, first: Allocation) -> None:
+        guest.allocation, guest.starts, guest.since = first, False, self.now
+        self._say(guest, "started")
 
     def _serve(self, slot: int) -> None:
         runs = np.array([g.runs for g in self.guests])
@@ -243,6 +250,12 @@ class Replay:
 
 def _order(guest: Guest) -> tuple[tuple[bool, int], int]:
     return rank(guest), guest.member.number
+
+
+def _within(new: Allocation, got: Resources) -> Allocation:
+    """As much of it as was got."""
+    quota = new.cpu_quota if got.cpu >= resources(new).cpu else max(1, got.cpu)
+    return replace(new, memory=max(MIN_MEMORY, min(new.memory, got.memory // MIB * MIB)), cpu_quota=quota)
 
 
 def _lower(now: Allocation, new: Allocation) -> Allocation:
