@@ -61,6 +61,18 @@ def returning(policy: Policy, member: Member, predicted: Allocation) -> tuple[Al
     return goal, resources(goal)
 
 
+def within(new: Allocation, got: Resources) -> Allocation:
+    """As much of it as was got."""
+    quota = new.cpu_quota if got.cpu >= resources(new).cpu else max(1, got.cpu)
+    return replace(new, memory=max(MIN_MEMORY, min(new.memory, got.memory // MIB * MIB)), cpu_quota=quota)
+
+
+def lower(now: Allocation, new: Allocation) -> Allocation:
+    """What of it shrinks."""
+    quota = now.cpu_quota if resources(now).cpu <= resources(new).cpu else new.cpu_quota
+    return replace(now, memory=min(now.memory, new.memory), cpu_quota=quota)
+
+
 def _share(policy: Policy, member: Member) -> Allocation:
     share = (policy.percent or 0.0) / 100
     size = resources(member.size)

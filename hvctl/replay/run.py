@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from hvctl.decide.allocate import MIN_MEMORY
 from hvctl.decide.interrupt import Ask, Interruption
 from hvctl.decide.needs import Known, expected_need
 from hvctl.decide.reservations import Wanted
@@ -23,7 +22,7 @@ from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
 from hvctl.model.vm import Vm
 from hvctl.replay.fleet import COUNTED, MIB, Fleet
-from hvctl.replay.goals import goal, pressed, returning
+from hvctl.replay.goals import goal, lower, pressed, returning, within
 from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
 from hvctl.replay.policy import Amount, Policy
 from hvctl.replay.sight import Sight
@@ -159,7 +158,7 @@ class Replay:
         for guest in self.guests:
             if guest.allocation is not None and guest.away is None:
                 goals[guest.member.number] = self._goal(guest)
-                guest.allocation = _lower(guest.allocation, goals[guest.member.number])
+                guest.allocation = lower(guest.allocation, goals[guest.member.number])
         return goals
 
     def _grown(self, goals: Mapping[int, Allocation]) -> None:
@@ -175,7 +174,7 @@ class Replay:
         if host.fits(guest, want, self.now) or self._freed(host, guest, want):
             guest.allocation = new
             return
-        guest.allocation = _within(new, host.free(guest, want, self.now))
+        guest.allocation = within(new, host.free(guest, want, self.now))
 
     def _freed(self, host: SimulatedHost, guest: Guest, want: Resources) -> bool:
         """By interruptions of others, as far as the policy goes; whether it fits then."""
@@ -221,7 +220,7 @@ class Replay:
                 # It ran before: it goes on with what there is, as one that cannot grow does.
                 got, used = host.free(guest, want, self.now), self._used(guest)
                 if got.cpu >= SQUEEZED_CPU and got.memory >= used.memory + MARGIN:
-                    self._started(guest, _within(first, got))
+                    self._started(guest, within(first, got))
 
     def _started(self, guest: Guest, first: Allocation) -> None:
         guest.allocation, guest.starts, guest.since = first, False, self.now
@@ -250,15 +249,3 @@ class Replay:
 
 def _order(guest: Guest) -> tuple[tuple[bool, int], int]:
     return rank(guest), guest.member.number
-
-
-def _within(new: Allocation, got: Resources) -> Allocation:
-    """As much of it as was got."""
-    quota = new.cpu_quota if got.cpu >= resources(new).cpu else max(1, got.cpu)
-    return replace(new, memory=max(MIN_MEMORY, min(new.memory, got.memory // MIB * MIB)), cpu_quota=quota)
-
-
-def _lower(now: Allocation, new: Allocation) -> Allocation:
-    """What of it shrinks."""
-    quota = now.cpu_quota if resources(now).cpu <= resources(new).cpu else new.cpu_quota
-    return replace(now, memory=min(now.memory, new.memory), cpu_quota=quota)
