@@ -204,6 +204,20 @@ def test_what_is_kept_for_a_return_is_nobody_elses() -> None:
     assert ("victim", "returned") not in returned[Amount.NONE]
 
 
+def test_what_ran_before_the_replay_runs_on_with_what_there_is() -> None:
+    """The higher one has what is forecast for it, the lower one the rest; one that comes later has to fit wholly."""
+    gone = float("nan")
+    members = {"high": (900, False), "low": (100, False), "late": (100, False)}
+    cores = {"high": [1.0] * 12, "low": [1.0] * 12, "late": [gone] * 2 + [1.0] * 10}
+    made = replay(by_hand(cores, members, 180), Policy("f", press=1.0), Panel(), whole)
+    assert [(e.vm, e.kind) for e in made.events if e.kind != "refused"] == [("high", "started"), ("low", "started")]
+    row = made.tally.row("f")
+    assert row["cpu_unserved_away"] == pytest.approx(10 * 300)
+    assert row["cpu_unserved"] - row["cpu_unserved_away"] == pytest.approx(
+        0.46 * 12 * 300, rel=1e-5
+    )  # 1.26 and 0.54 of 1.8
+
+
 def test_a_vm_that_uses_all_it_has_gets_more_before_the_next_round() -> None:
     cores = {"a": [0.1] * 12 + [2.0] * 12}
     fleets = by_hand(cores, {"a": (500, False)}, 400)
