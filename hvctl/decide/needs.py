@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hvctl.decide.restarts import need_after_restart
+from hvctl.decide.victims import MIB
 from hvctl.model.allocation import Resources, resources
 from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
@@ -16,7 +17,6 @@ from hvctl.model.restart import Restart, RestartNeed
 from hvctl.model.vm import Vm
 from hvctl.units import format_time
 
-MIB: Final = 1 << 20
 MBIT: Final = 1_000_000
 _COUNTED: Final = ("cpu", "memory", "network")
 

@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 
 from hvctl.decide.allocate import MIN_MEMORY
+from hvctl.decide.victims import MIB
 from hvctl.errors import UsageError
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.model.allocation import Allocation, Resources, resources
 from hvctl.model.host import Capacity
 
-MIB: Final = 1 << 20
 COUNTED: Final = ("cpu", "memory")
 PRIORITIES: Final = (100, 300, 500, 500, 500, 700, 900)
 GUARANTEED: Final = 0.3
@@ -45,7 +45,7 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """demand: resource to [VMs, slots], never above the size, 0 where nothing was measured, in the units of forecasts.
-    seen is the same with gaps. The replay begins at slot `begin`."""
+    Sizes are the most that the trace shows of a VM. The replay begins at slot `begin`."""
 
     members: tuple[Member, ...]
     capacities: tuple[Capacity, ...]

@@ -8,9 +8,9 @@ from typing import Final
 
 from hvctl.decide.allocate import MIN_MEMORY
 from hvctl.decide.shrink import least
-from hvctl.decide.victims import Seen
+from hvctl.decide.victims import MIB, Seen
 from hvctl.model.allocation import Allocation, Resources, resources
-from hvctl.replay.fleet import MIB, Member
+from hvctl.replay.fleet import Member
 from hvctl.replay.host import MARGIN
 from hvctl.replay.policy import Amount, Policy
 

@@ -12,13 +12,13 @@ from hvctl.decide.interrupt import Ask, Choose, Facts, Interruption, own_room, p
 from hvctl.decide.pool import used_by
 from hvctl.decide.reservations import FOREVER, Wanted, beyond, grantable, new_reservation, settled
 from hvctl.decide.returning import wanted_return
-from hvctl.decide.victims import Seen, squeezed
+from hvctl.decide.victims import MIB, Seen, squeezed
 from hvctl.model.allocation import Allocation, Record, Resources, resources
 from hvctl.model.host import Capacity
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Away, Need, Reservation, Rung
 from hvctl.model.vm import Accel, Balloon, State, Vm
-from hvctl.replay.fleet import MIB, Member
+from hvctl.replay.fleet import Member
 
 MARGIN: Final = 32 * MIB
 WHO: Final = "replay"

@@ -13,7 +13,7 @@ import numpy as np
 from hvctl.decide.interrupt import Ask, Interruption
 from hvctl.decide.needs import Known, expected_need
 from hvctl.decide.reservations import Wanted
-from hvctl.decide.victims import SQUEEZED_CPU
+from hvctl.decide.victims import MIB, SQUEEZED_CPU
 from hvctl.forecasting.forecast import Panel
 from hvctl.forecasting.series import STEP
 from hvctl.model.allocation import Allocation, Resources, resources
@@ -21,7 +21,7 @@ from hvctl.model.plan import Refusal
 from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
 from hvctl.model.vm import Vm
-from hvctl.replay.fleet import COUNTED, MIB, Fleet
+from hvctl.replay.fleet import COUNTED, Fleet
 from hvctl.replay.goals import goal, lower, pressed, returning, within
 from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
 from hvctl.replay.policy import Amount, Policy

@@ -12,13 +12,14 @@ from hvctl.forecasting.series import F64, STEP
 from hvctl.replay.fleet import COUNTED
 
 HIGH: Final = 500
-"""The priority that nobody asked to be raised."""
+"""What a priority is that nobody has set."""
 _SCALE: Final = {"cpu": 1.0, "memory": 1 / 1024}  # from cores, MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """at is seconds since 1970; kind: interrupted, returned, waits, started, delayed, refused, grown or shrunk."""
+    """at is seconds since 1970; kind: started, interrupted, returned or waits; delayed or refused: it needs more, and
+    nobody goes for it (yet)."""
 
     at: float
     vm: str

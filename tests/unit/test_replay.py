@@ -13,6 +13,7 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl.adapters import seriesfile
+from hvctl.decide.victims import MIB
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.forecast import Panel
 from hvctl.forecasting.series import F32, STEP, Series
@@ -21,7 +22,7 @@ from hvctl.model.host import Capacity
 from hvctl.model.pool import Rung
 from hvctl.operations.replaypolicy import chosen, load, shipped
 from hvctl.packing.cover import Candidate
-from hvctl.replay.fleet import COUNTED, MIB, Fleet, Member, fleet_of
+from hvctl.replay.fleet import COUNTED, Fleet, Member, fleet_of
 from hvctl.replay.policy import Amount, Policy, Victims, lowest_priority_first
 from hvctl.replay.run import Replay, replay
 from unit.commandline import Run, runner
@@ -172,6 +173,7 @@ def test_a_tiny_trace_by_hand() -> None:
     assert row["wait_mean"] == row["wait_max"] == 7 * 300
     assert row["cpu_demand"] == 300 * (19 * 2 + 24 + 24 * 1.5)
     assert row["cpu_unserved"] == row["cpu_unserved_away"] == 300 * 19
+    assert row["cpu_unserved_high"] == 0  # its priority is 100
     assert row["cpu_reserved"] == 300 * 24 * 4  # always two of them
     assert row["cpu_unused"] == row["cpu_reserved"] - (row["cpu_demand"] - row["cpu_unserved"])
     assert row["memory_unserved"] == pytest.approx(300 * 19 * 0.25)
