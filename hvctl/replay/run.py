@@ -15,7 +15,7 @@ from hvctl.decide.needs import Known, expected_need
 from hvctl.decide.reservations import Wanted
 from hvctl.decide.victims import MIB, SQUEEZED_CPU
 from hvctl.forecasting.forecast import Panel
-from hvctl.forecasting.series import STEP
+from hvctl.forecasting.series import F64, STEP
 from hvctl.model.allocation import Allocation, Resources, resources
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Need
@@ -139,11 +139,11 @@ class Replay:
                 self.hosts[m.host].end(m.uuid)
 
     def _returns(self) -> None:
-        away = [g for g in self.guests if g.away is not None]
-        for guest in sorted(away, key=lambda g: (g.away.out_at if g.away else 0.0, g.member.number)):
-            before, was = guest.away, guest.late
-            if before is None:
-                continue
+        """Of those that are due, the longest away first."""
+        away = [(g.away.out_at, g.member.number, g.away) for g in self.guests if g.away is not None]
+        for _, number, before in sorted(away, key=lambda one: one[:2]):
+            guest = self.guests[number]
+            was = guest.late
             if self.hosts[guest.member.host].come_back(guest, self.now):
                 self.tally.returns += 1
                 self.tally.waits.append(self.now - before.return_at)
@@ -228,12 +228,12 @@ class Replay:
 
     def _serve(self, slot: int) -> None:
         runs = np.array([g.runs for g in self.guests])
-        served = {}
+        served: dict[str, F64] = {}
         for resource in COUNTED:
             unit = PER_UNIT[resource]
-            demand = self.fleet.demand[resource][:, slot]
+            demand = self.fleet.demand[resource][:, slot].astype(np.float64)
             given = np.array([getattr(g.holds, resource) if g.runs else 0 for g in self.guests])
-            served[resource] = np.minimum(demand, given / unit).astype(np.float32)
+            served[resource] = np.minimum(demand, given / unit)
             lacking = demand - served[resource]
             found = {
                 "demand": demand.sum(),

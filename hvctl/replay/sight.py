@@ -12,7 +12,7 @@ import numpy as np
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import Panel
 from hvctl.forecasting.rounds import HORIZON, predictions, taught_by
-from hvctl.forecasting.series import F32, STEP, Cases, Flags, Series, outcomes
+from hvctl.forecasting.series import F32, F64, STEP, Cases, Flags, Series, outcomes
 from hvctl.model.forecast import Answerer
 from hvctl.model.prediction import Prediction, Recorded
 from hvctl.replay.fleet import COUNTED, Fleet
@@ -39,7 +39,7 @@ class Sight:
         self._made: list[list[Prediction]] = []
         self._records: dict[str, Recorded] = {}
 
-    def note(self, slot: int, served: Mapping[str, F32], there: Flags) -> None:
+    def note(self, slot: int, served: Mapping[str, F64], there: Flags) -> None:
         """What was measured in a slot; there: [VMs], who ran."""
         for resource, values in self.observed.items():
             known = there & np.isfinite(self.fleet.series.values[resource][:, slot])
