@@ -96,7 +96,7 @@ class Replay:
             if guest.away is not None and guest.late:
                 self.tally.waits.append(self.now - guest.away.return_at)
 
-    # --- what a node sees
+    # --- what a node sees, and what the policy makes of it
 
     def _used(self, guest: Guest) -> Resources:
         """In its newest sample."""
@@ -105,8 +105,6 @@ class Replay:
 
     def _need(self, guest: Guest, vm: Vm) -> Need:
         return expected_need(vm, Known(self.forecasts.get(guest.member.number, {}), MARGIN), self.policy.back)
-
-    # --- what the policy says
 
     def _goal(self, guest: Guest) -> Allocation:
         m = guest.member
