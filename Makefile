@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test explore soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-rounds bench-interrupt bench-guard picture clean
+.PHONY: demo test explore soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-rounds bench-interrupt bench-guard bench-replay picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -70,6 +70,10 @@ bench-interrupt: setup
 bench-guard: setup host
 	$(BIN)/hvctl image build micro
 	$(BIN)/python bench/guard.py $(if $(SECONDS),--seconds $(SECONDS))
+
+# Policies on a recorded trace: DATA is a file or a folder of series.
+bench-replay: setup
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/replay.py $(if $(DATA),--data $(DATA))
 
 # Draws docs/terminal.svg from a real run.
 picture: setup host

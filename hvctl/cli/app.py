@@ -24,6 +24,7 @@ class Root(LazyGroup):
         "recover": "operation.recover",
         "doctor": "host.doctor",
         "forecast": "forecast.forecast",
+        "replay": "replay.replay",
         "top": "top.top",
         "vm": "vm.app",
         "image": "image.app",

@@ -14,6 +14,7 @@ from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import DryRun
 from hvctl.cli.render import Column
+from hvctl.decide.reservations import Wanted
 from hvctl.errors import UsageError
 from hvctl.model.allocation import Resources
 from hvctl.model.pool import Limits
@@ -195,7 +196,7 @@ def create(
             0 if iops is None else count(iops),
         )
         ends = None if lasts is None else begins + parse_duration(lasts)
-        wanted = verbs.Wanted(owner, reason, size, begins, ends, life)
+        wanted = Wanted(owner, reason, size, begins, ends, life)
         made = verbs.described(verbs.reserve(engine, wanted, key=options.key, dry_run=dry_run), engine.clock())
     _shown(options, made)
 

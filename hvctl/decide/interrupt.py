@@ -7,7 +7,7 @@ the demand grows only into what was seen to be free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hvctl.decide.admission import FORMAT
@@ -20,9 +20,10 @@ from hvctl.model.host import Capacity
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Held, Reservation, Rung
 from hvctl.packing.choose import cheapest_cover
-from hvctl.packing.cover import Candidate
+from hvctl.packing.cover import Candidate, Cover
 
 HOUR = 3600.0
+Choose = Callable[[Sequence[Candidate], Mapping[str, Resources]], Cover | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def _own(facts: Facts, owner: str) -> frozenset[str]:
     return frozenset({owner, *same, *(facts.held[u][0] for u in same)})
 
 
-def plan_interruption(facts: Facts, ask: Ask) -> Interruption | Refusal:
+def plan_interruption(facts: Facts, ask: Ask, choose: Choose = cheapest_cover) -> Interruption | Refusal:
+    """choose takes victims of those that may be; replay puts other choices beside the cheapest."""
     end = FOREVER if ask.seconds is None else facts.now + ask.seconds
     free = own_room(facts, ask, facts.now, end)
     lacking = ask.need - free
@@ -113,7 +115,7 @@ def plan_interruption(facts: Facts, ask: Ask) -> Interruption | Refusal:
     )
     named = {name for name, _ in rejected}
     able = [s for s in facts.seen if s.vm.name not in named]
-    chosen = _victims(facts, ask, able, lacking)
+    chosen = _victims(facts, ask, able, lacking, choose)
     if chosen is None:
         most = sum((s.holds for s in able), Resources())
         why = "; ".join(message for _, message in rejected[:5])
@@ -128,12 +130,14 @@ def plan_interruption(facts: Facts, ask: Ask) -> Interruption | Refusal:
     return _returning(facts, ask, found)
 
 
-def _victims(facts: Facts, ask: Ask, able: Sequence[Seen], lacking: Resources) -> tuple[tuple[Turn, ...], float] | None:
+def _victims(
+    facts: Facts, ask: Ask, able: Sequence[Seen], lacking: Resources, choose: Choose
+) -> tuple[tuple[Turn, ...], float] | None:
     """The cheapest cover on the lowest rung that has one; then each of its members on the lowest rung that does."""
     for rung in (r for r in LADDER if r in ask.rungs):
         turns = [t for s in able if (t := _turn(facts, ask, s, rung, lacking)) is not None]
         candidates = [Candidate(t.seen.vm.uuid, "", t.cost, t.gives) for t in turns]
-        cover = cheapest_cover(candidates, {"": lacking})
+        cover = choose(candidates, {"": lacking})
         if cover is not None:
             chosen = [t for t in turns if t.seen.vm.uuid in cover.keys]
             return _gentler(facts, ask, chosen, lacking), cover.bound

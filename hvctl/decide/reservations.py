@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hvctl.model.allocation import Resources
 from hvctl.model.host import Capacity
@@ -18,6 +18,26 @@ Holders = Mapping[str, tuple[str, Resources]]
 COUNTED = ("cpu", "memory", "network", "iops")
 UNLIMITED = 1 << 62
 FOREVER = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A reservation to make; times are seconds since 1970, ends_at None is until it is released."""
+
+    owner: str
+    reason: str
+    size: Resources
+    starts_at: float
+    ends_at: float | None
+    half_life: float | None = None
+
+
+def new_reservation(wanted: Wanted, now: float, who: str, state: Held = Held.HELD) -> Reservation:
+    """As it is before anybody looked whether there is room for it."""
+    return Reservation(
+        0, wanted.owner, wanted.reason, wanted.size, wanted.size, state, wanted.starts_at, wanted.ends_at,
+        wanted.half_life, max(now, wanted.starts_at), now, who, accounted_at=now,
+    )  # fmt: skip
 
 
 def in_force(reservation: Reservation, at: float) -> Resources:
@@ -82,6 +102,26 @@ def room(
     taken = others + kept_by_others(reservations, held, own, start, end)
     limits = (getattr(capacity, n) for n in COUNTED)
     return Resources(*(UNLIMITED if c is None else c for c in limits)) - taken
+
+
+def grantable(
+    capacity: Capacity,
+    held: Holders,
+    reservations: Sequence[Reservation],
+    reservation: Reservation,
+    names: Mapping[str, str],
+    now: float,
+) -> Resources:
+    """What a reservation may keep from its start (or now) to its end, others and its owner's own counted. names are
+    those of the VMs that were observed, by UUID."""
+    same = {u for u, (name, _) in held.items() if reservation.owner in (u, name)}
+    same |= {u for u, name in names.items() if reservation.owner in (u, name)}
+    known = {names[u] for u in same if u in names} | {held[u][0] for u in same if u in held}
+    own = frozenset({reservation.owner, *same, *known})
+    start = max(now, reservation.starts_at)
+    end = FOREVER if reservation.ends_at is None else reservation.ends_at
+    mine = total(owned(reservations, own), start)
+    return (room(capacity, held, reservations, own, start, end) - mine).least(reservation.size)
 
 
 def settled(reservation: Reservation, used: Resources, now: float) -> Reservation:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hvctl.decide.allocate import MIN_MEMORY
+from hvctl.decide.reservations import Wanted
 from hvctl.decide.victims import MIB, Seen
-from hvctl.model.allocation import Allocation
+from hvctl.model.allocation import Allocation, Resources
 from hvctl.model.pool import Rung
+
+HALF_LIFE = 3600.0
+"""Room for a return has no end, since who comes back stays; of who does not come, half goes back in so many seconds."""
+
+
+def wanted_return(uuid: str, size: Resources, at: float, why: str = "") -> Wanted:
+    """The room that is to be kept for a VM that comes back at `at` (seconds since 1970)."""
+    return Wanted(uuid, f"its return: {why}" if why else "its return", size, at, None, HALF_LIFE)
 
 
 def returning(seen: Seen, rung: Rung) -> Allocation:

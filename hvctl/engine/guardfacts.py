@@ -11,8 +11,9 @@ from hvctl.decide.admission import holders
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
 from hvctl.decide.reservations import UNLIMITED, room
+from hvctl.decide.victims import MIB
 from hvctl.engine.diskuse import filled
-from hvctl.engine.expected import MIB, newest
+from hvctl.engine.expected import newest
 from hvctl.engine.guardcosts import cost_of, moment, refusal_of
 from hvctl.engine.handover import capacity
 from hvctl.engine.observe import observe_all

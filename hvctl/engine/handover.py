@@ -9,22 +9,17 @@ from typing import TYPE_CHECKING
 
 from hvctl.adapters.poolstore import PoolMove
 from hvctl.decide.admission import capacity_of, holders
-from hvctl.decide.reservations import FOREVER, owned, room, total
+from hvctl.decide.reservations import grantable
 from hvctl.engine.observe import observe_all
-from hvctl.model.allocation import Resources, resources
+from hvctl.model.allocation import Resources
 from hvctl.model.host import Capacity, Ledger
 from hvctl.model.operation import Before, Kind, OpState
-from hvctl.model.pool import Limits, Need, Reservation
+from hvctl.model.pool import Limits, Reservation
 from hvctl.model.vm import Vm
 from hvctl.settings import Settings
 
 if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
-
-
-def promised_need(vm: Vm, gap: float) -> Need:  # noqa: ARG001 - what stands here when nobody predicts
-    """The answer while no forecast is wired: what the VM is promised now."""
-    return Need(resources(vm.record.allocation if vm.record else vm.allocation), "promised: no forecast")
 
 
 def limited(settings: Settings, limits: Limits) -> Settings:
@@ -41,15 +36,8 @@ def room_for(
     engine: Engine, most: Capacity, observed: Sequence[Vm], ledger: Ledger, reservation: Reservation
 ) -> Resources:
     """What a reservation may keep from its start (or now) to its end, others and its owner's own counted."""
-    held = holders(ledger, observed)
-    same = {u for u, (name, _) in held.items() if reservation.owner in (u, name)}
-    same |= {vm.uuid for vm in observed if reservation.owner in (vm.uuid, vm.name)}
-    names = {vm.name for vm in observed if vm.uuid in same} | {held[u][0] for u in same if u in held}
-    own = frozenset({reservation.owner, *same, *names})
-    start = max(engine.clock(), reservation.starts_at)
-    end = FOREVER if reservation.ends_at is None else reservation.ends_at
-    mine = total(owned(ledger.reservations, own), start)
-    return (room(most, held, ledger.reservations, own, start, end) - mine).least(reservation.size)
+    names = {vm.uuid: vm.name for vm in observed}
+    return grantable(most, holders(ledger, observed), ledger.reservations, reservation, names, engine.clock())
 
 
 def pool_move(engine: Engine, kind: Kind, before: Before, state: OpState) -> PoolMove | None:

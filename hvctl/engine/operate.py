@@ -14,9 +14,10 @@ from typing import Any
 from hvctl import codec
 from hvctl.adapters.store import Store
 from hvctl.decide.admission import admit, holders
+from hvctl.decide.needs import promised_need
 from hvctl.engine.execute import Execution, Progress, StepError
 from hvctl.engine.faults import Faults
-from hvctl.engine.handover import capacity, pool_move, promised_need
+from hvctl.engine.handover import capacity, pool_move
 from hvctl.engine.learned import learned
 from hvctl.engine.lock import VmLock, vm_lock
 from hvctl.engine.observe import observe, observe_all

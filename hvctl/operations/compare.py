@@ -3,30 +3,26 @@ coverage stays as stated, and how far that has drifted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.forecasting.arbiter import MIN_CASES, Standing, learn
+from hvctl.forecasting.arbiter import MIN_CASES, Standing
 from hvctl.forecasting.drift import Coverage
-from hvctl.forecasting.margin import FLEET_RATE, RATE, OnlineMargin
-from hvctl.forecasting.panel import Panel, key_of, voice
-from hvctl.forecasting.score import pinball
-from hvctl.forecasting.series import F32, RESOURCES, TARGETS
+from hvctl.forecasting.margin import OnlineMargin
+from hvctl.forecasting.panel import Panel, voice
+from hvctl.forecasting.rounds import HORIZON, Lessons
+from hvctl.forecasting.series import RESOURCES
 from hvctl.forecasting.spread import UPPER
 from hvctl.model.forecast import Answerer
-from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
 
-HORIZON: Final = 3600
 AWAITED: Final = 7200
 """Seconds that are waited for what came: a roll-up may be late, and a VM may be off."""
 FORGOTTEN: Final = 7 * 86400.0
 """Seconds after which the margin of a VM, or of a set of models, from which nothing was learned goes."""
-_Whose: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +45,15 @@ class Drift:
     vm_most: float
 
 
-def standings(engine: Engine, name: str | None) -> dict[str, Standing]:
-    """By resource and target. Another model than the one that was compared has not won anything yet."""
-    found = engine.store.forecasts.standings(engine.facts.name).values()
-    return {
-        f"{r.resource}-{r.target}": Standing(r.model_loss, r.rule_loss, r.cases, r.vms, r.model)
-        for r in found
-        if r.model_name == name
-    }
+def standings(engine: Engine, panel: Panel) -> dict[str, Standing]:
+    """By resource and target, of the models in use."""
+    return Lessons(panel, stood=engine.store.forecasts.standings(engine.facts.name).values()).standings()
 
 
 def margins(engine: Engine, panel: Panel, vms: Sequence[str] | None = None) -> dict[str, OnlineMargin]:
     """By the key of forecasting.panel.voice, in the order of these VMs, or of all that have one."""
-    fleet, own = engine.store.forecasts.fleet_margins(engine.facts.name, panel.name or ""), _own(engine, panel, vms)
-    names = sorted(set().union(*own.values())) if vms is None else vms
-    return {
-        voice(Answerer(f.answered), f.resource, f.target): _margin(f, own.get(_whose(f), {}), names, panel)
-        for f in fleet
-    }
+    host, store, name = engine.facts.name, engine.store.forecasts, panel.name or ""
+    return Lessons(panel, store.fleet_margins(host, name), store.vm_margins(host, name, vms)).margins(vms)
 
 
 def coverages(engine: Engine, name: str | None) -> dict[str, float]:
@@ -115,116 +102,10 @@ def learned(engine: Engine, panel: Panel, now: int) -> int:
     store.forget(host, now - FORGOTTEN)
     if not made:
         return 0
-    own = _own(engine, panel, sorted({p.vm_uuid for p in made}))
-    state = _State(panel, {_whose(f): f for f in fleet}, own, store.standings(host))
-    number = 0
-    for resource in RESOURCES:
-        ours = [p for p in made if p.resource == resource]
-        for target in TARGETS:
-            known = [p for p in ours if _of(p, "actual", target) is not None and _of(p, "rule", target) is not None]
-            for made_at, group in groupby(known, key=lambda p: p.made_at):
-                cases = list(group)
-                taught = state.margin(Answerer.BASELINE, resource, target, made_at, cases)
-                said = [p for p in cases if _of(p, "model", target) is not None]
-                if said:
-                    state.margin(Answerer.MODEL, resource, target, made_at, said)
-                    state.stand(resource, target, made_at, said)
-                number += len(cases) if taught and target == "peak" else 0
-    store.learn(host, list(state.stood.values()), list(state.fleet.values()), list(state.own.values()))
+    own = store.vm_margins(host, panel.name or "", sorted({p.vm_uuid for p in made}))
+    lessons = Lessons(panel, fleet, own, store.standings(host).values())
+    number = lessons.learn(made)
+    store.learn(
+        host, list(lessons.new_stood.values()), list(lessons.new_fleet.values()), list(lessons.new_own.values())
+    )
     return number
-
-
-class _State:
-    """What is known before, and what of it has changed."""
-
-    def __init__(
-        self,
-        panel: Panel,
-        fleet: Mapping[_Whose, FleetMargin],
-        own: Mapping[_Whose, Mapping[str, VmMargin]],
-        stood: Mapping[tuple[str, str], Recorded],
-    ) -> None:
-        self._panel, self._name = panel, panel.name or ""
-        self._fleet, self._stood = dict(fleet), dict(stood)
-        self._own = {whose: dict(found) for whose, found in own.items()}
-        self.fleet: dict[_Whose, FleetMargin] = {}
-        self.own: dict[tuple[_Whose, str], VmMargin] = {}
-        self.stood: dict[tuple[str, str], Recorded] = {}
-
-    def margin(self, by: Answerer, resource: str, target: str, made_at: int, cases: Sequence[Prediction]) -> bool:
-        """Whether anything was learned: not from an hour that overlaps one that was."""
-        key = (by.value, resource, target)
-        before = self._fleet.get(key, FleetMargin(self._name, *key, 0.0, 0, 0.0, 0.0, -HORIZON))
-        if made_at < before.learned_at + HORIZON:
-            return False
-        vms = [p.vm_uuid for p in cases]
-        own = self._own.setdefault(key, {})
-        margin = _margin(before, own, vms, self._panel)
-        who = "model" if by is Answerer.MODEL else "rule"
-        missed = _array(cases, "actual", target) > _array(cases, who, target)
-        margin.learn(np.arange(len(vms)), missed.astype(np.float32))
-        seen = Coverage(before.cases, before.recent, before.covered).after(int((~missed).sum()), len(vms))
-        new = before._replace(
-            level=margin.fleet, cases=seen.cases, recent=seen.recent, covered=seen.covered, learned_at=made_at
-        )
-        self._fleet[key] = self.fleet[key] = new
-        for vm, level, number in zip(vms, margin.level.tolist(), margin.seen.tolist(), strict=True):
-            own[vm] = self.own[key, vm] = VmMargin(self._name, *key, vm, level, number, made_at)
-        return True
-
-    def stand(self, resource: str, target: str, made_at: int, cases: Sequence[Prediction]) -> None:
-        record = self._stood.get((resource, target))
-        if record is None or record.model_name != self._name:
-            record = Recorded(resource, target, self._name, 0.0, 0.0, 0, 0, False, -HORIZON)
-        if made_at < record.learned_at + HORIZON:
-            return
-        before = Standing(record.model_loss, record.rule_loss, record.cases, record.vms, record.model)
-        actual, scale = _array(cases, "actual", target), np.array([p.scale for p in cases], np.float32)
-        model, rule = (
-            float(np.mean(pinball(actual, _array(cases, who, target), UPPER, scale), dtype=np.float64))
-            for who in ("model", "rule")
-        )
-        new = learn(before, model, rule, len(cases), len(cases))
-        self._stood[resource, target] = self.stood[resource, target] = record._replace(
-            model_loss=new.model_loss,
-            rule_loss=new.rule_loss,
-            cases=new.cases,
-            vms=new.vms,
-            model=new.model,
-            learned_at=made_at,
-        )
-
-
-def _of(prediction: Prediction, who: str, target: str) -> Any:
-    return getattr(prediction, f"{who}_{target}")
-
-
-def _array(cases: Sequence[Prediction], who: str, target: str) -> F32:
-    return np.array([_of(p, who, target) for p in cases], np.float32)
-
-
-def _whose(margin: FleetMargin | VmMargin) -> _Whose:
-    """Answerer, resource and target."""
-    return margin.answered, margin.resource, margin.target
-
-
-def _own(engine: Engine, panel: Panel, vms: Sequence[str] | None) -> dict[_Whose, dict[str, VmMargin]]:
-    """The margins of these VMs, or of all, by VM."""
-    own: dict[_Whose, dict[str, VmMargin]] = {}
-    for one in engine.store.forecasts.vm_margins(engine.facts.name, panel.name or "", vms):
-        own.setdefault(_whose(one), {})[one.vm_uuid] = one
-    return own
-
-
-def _margin(fleet: FleetMargin, own: Mapping[str, VmMargin], vms: Sequence[str], panel: Panel) -> OnlineMargin:
-    """As it was left, in the order of these VMs."""
-    by_model = fleet.answered == Answerer.MODEL
-    shift = panel.shifts.get(key_of(fleet.resource, fleet.target, UPPER), 0.0) if by_model else 0.0
-    rates = panel.rates.get(voice(Answerer(fleet.answered), fleet.resource, fleet.target), (RATE, FLEET_RATE))
-    margin = OnlineMargin(len(vms), UPPER, shift, *rates)
-    margin.fleet = fleet.level
-    for i, vm in enumerate(vms):
-        one = own.get(vm)
-        if one is not None:
-            margin.level[i], margin.seen[i] = one.level, one.seen
-    return margin

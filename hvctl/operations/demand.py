@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hvctl.decide.interrupt import Ask, Interruption, plan_interruption
+from hvctl.decide.returning import wanted_return
 from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
 from hvctl.engine.lock import vm_lock
@@ -19,12 +20,10 @@ from hvctl.model.operation import Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Errand, Held, Neighbour, Reservation
 from hvctl.operations.allocate import allocate
-from hvctl.operations.pool import Wanted, fresh, release
+from hvctl.operations.pool import fresh, release
 from hvctl.operations.victim import interrupt_one
 
 TRIES = 5
-HALF_LIFE = 3600.0
-"""Room for a return has no end, since who comes back stays; of who does not come, half goes back in so many seconds."""
 _ENDS_BY_ITSELF = (RefusedError, UndoneError, NotFoundError)
 
 
@@ -129,9 +128,8 @@ def _again(engine: Engine, demand: Reservation, tried: frozenset[str]) -> Reserv
 
 def returns_of(engine: Engine, plan: Interruption, reason: str, back: float) -> list[Reservation]:
     """What is to be kept for the victims' returns."""
-    start = plan.at + back
     return [
-        fresh(engine, Wanted(uuid, f"its return: {reason}", size, start, None, HALF_LIFE))
+        fresh(engine, wanted_return(uuid, size, plan.at + back, reason))
         for uuid, size in plan.returns.items()
         if size.any
     ]

@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from hvctl import codec
+from hvctl.decide.needs import of_span
 from hvctl.decide.restarts import need_after_restart
-from hvctl.engine.expected import last_hour, of_span, restarts_of
+from hvctl.engine.expected import last_hour, restarts_of
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError
 from hvctl.forecasting.forecast import HORIZONS, forecast
@@ -72,7 +73,7 @@ def panel_of(engine: Engine, vms: Sequence[str]) -> Panel:
     panel = models.panel(engine.settings)
     return replace(
         panel,
-        standings=compare.standings(engine, panel.name),
+        standings=compare.standings(engine, panel),
         margins=compare.margins(engine, panel, vms),
         coverages=compare.coverages(engine, panel.name),
     )

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvctl.decide.interrupt import Ask, Interruption, in_words, plan_interruption
-from hvctl.decide.returning import returning
+from hvctl.decide.reservations import Wanted
+from hvctl.decide.returning import returning, wanted_return
 from hvctl.engine.facts import interruption_facts
 from hvctl.engine.handover import capacity, room_for
 from hvctl.engine.observe import observe_all
@@ -22,8 +23,8 @@ from hvctl.model.host import Ledger
 from hvctl.model.operation import Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Errand, Held, Neighbour, Reservation, Rung
-from hvctl.operations.demand import HALF_LIFE, Progress, carry_on, finish, keep_returns, returns_of
-from hvctl.operations.pool import Wanted, fresh, release
+from hvctl.operations.demand import Progress, carry_on, finish, keep_returns, returns_of
+from hvctl.operations.pool import fresh, release
 from hvctl.operations.victim import interrupt_one
 
 
@@ -155,7 +156,6 @@ def _return_of(engine: Engine, ref: str, rung: Rung, back: float) -> Reservation
     if seen is None:
         raise NotFoundError(f"there is no VM {ref}.", "hvctl vm list")
     size = resources(returning(seen, rung))
-    start = facts.now + back
-    wanted = fresh(engine, Wanted(seen.vm.uuid, "its return", size, start, None, HALF_LIFE))
+    wanted = fresh(engine, wanted_return(seen.vm.uuid, size, facts.now + back))
     (made,) = keep_returns(engine, [wanted])
     return made

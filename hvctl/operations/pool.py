@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from hvctl.decide.admission import FORMAT, holders
 from hvctl.decide.pool import lines, used_by
-from hvctl.decide.reservations import hit_rates, in_force, settled
+from hvctl.decide.reservations import Wanted, hit_rates, in_force, new_reservation, settled
 from hvctl.engine.handover import capacity, limited, room_for
 from hvctl.engine.iops import lately
 from hvctl.engine.observe import observe_all
@@ -79,24 +79,8 @@ def set_limits(engine: Engine, changed: Limits) -> Limits:
 # --- reservations
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A reservation to make; times are seconds since 1970, ends_at None is until it is released."""
-
-    owner: str
-    reason: str
-    size: Resources
-    starts_at: float
-    ends_at: float | None
-    half_life: float | None = None
-
-
 def fresh(engine: Engine, wanted: Wanted, state: Held = Held.HELD) -> Reservation:
-    now = engine.clock()
-    return Reservation(
-        0, wanted.owner, wanted.reason, wanted.size, wanted.size, state, wanted.starts_at, wanted.ends_at,
-        wanted.half_life, max(now, wanted.starts_at), now, engine.who, accounted_at=now,
-    )  # fmt: skip
+    return new_reservation(wanted, engine.clock(), engine.who, state)
 
 
 def reserve(engine: Engine, wanted: Wanted, *, key: str | None = None, dry_run: bool = False) -> Reservation:

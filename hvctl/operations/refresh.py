@@ -10,16 +10,11 @@ from typing import Final
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.forecasting.arbiter import Standing
-from hvctl.forecasting.forecast import forecasts
-from hvctl.forecasting.lessons import scales
-from hvctl.forecasting.panel import Panel
-from hvctl.forecasting.series import RESOURCES, STEP, TARGETS, Cases, Series, outcomes
-from hvctl.forecasting.spread import UPPER
+from hvctl.forecasting.rounds import HORIZON, predictions
+from hvctl.forecasting.series import STEP, Cases, Series, outcomes
 from hvctl.model.forecast import Answerer
-from hvctl.model.prediction import Prediction
 from hvctl.operations import model as models
-from hvctl.operations.compare import AWAITED, HORIZON, learned
+from hvctl.operations.compare import AWAITED, learned
 from hvctl.operations.forecast import panel_of
 
 KEPT: Final = 86400.0
@@ -47,50 +42,6 @@ def refresh(engine: Engine, series: Series) -> str:
         f"{len(alive.vms)} VMs forecast, {by_model} of {len(made)} answers by the model; {came} outcomes seen, "
         f"{compared} compared"
     )
-
-
-def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
-    """One for each VM and resource of which anything was seen."""
-    resources = [r for r in RESOURCES if r in series.values]
-    if not len(series.vms):
-        return []
-    nobody = replace(panel, models=None, standings={}, missing=panel.missing or "not asked")
-    # Everybody's word, whoever answers: as if the model had won everything.
-    won = {f"{r}-{t}": Standing(model=True) for r in resources for t in TARGETS}
-    said = forecasts(series, [nobody, replace(panel, standings=won)], resources=resources, quantiles=(UPPER,))
-    rules, models = ({(line.vm, line.resource): line for line in lines} for lines in said)
-    scale = {r: scales(series, r) for r in resources}
-    found = []
-    for i, vm in enumerate(series.vms):
-        for resource in resources:
-            rule = rules[vm, resource]
-            if not rule.history:
-                continue
-            model = models[vm, resource]
-            peak, mean = (
-                model if by is Answerer.MODEL and panel.standings.get(f"{resource}-{t}", Standing()).model else rule
-                for t, by in (("peak", model.answered), ("mean", model.mean_answered))
-            )
-            found.append(
-                Prediction(
-                    made_at=made_at,
-                    vm_uuid=vm,
-                    resource=resource,
-                    horizon=rule.horizon,
-                    quantile=rule.quantile,
-                    peak=peak.peak,
-                    mean=min(mean.mean, peak.peak),
-                    rule=peak.rule,
-                    answered=peak.answered.value,
-                    model=panel.name,
-                    model_peak=model.peak if model.answered is Answerer.MODEL else None,
-                    rule_peak=rule.peak,
-                    scale=float(scale[resource][i]),
-                    model_mean=model.mean if model.mean_answered is Answerer.MODEL else None,
-                    rule_mean=rule.mean,
-                )
-            )
-    return found
 
 
 def _look_back(engine: Engine, series: Series, now: int) -> int:

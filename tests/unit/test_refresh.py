@@ -15,8 +15,9 @@ from faults.command import FakeSite
 
 from hvctl.adapters import modelstore
 from hvctl.adapters.boosters import Silence
+from hvctl.decide.needs import of_span
 from hvctl.engine.collect import Collector
-from hvctl.engine.expected import Expected, newest, of_span
+from hvctl.engine.expected import Expected, newest
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import RefusedError

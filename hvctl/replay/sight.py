@@ -1,0 +1,91 @@
+"""What a node would know: what its VMs were served, and nothing of those that were away or of what is to come. From it
+come the forecasts, and from what came of them the arbiter's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from hvctl.forecasting.panel import Panel
+from hvctl.forecasting.rounds import HORIZON, Lessons, predictions
+from hvctl.forecasting.series import F32, F64, STEP, Cases, Flags, Series, outcomes
+from hvctl.model.forecast import Answerer
+from hvctl.model.prediction import Prediction
+from hvctl.replay.fleet import COUNTED, Fleet
+
+WEEK: Final = 2016  # slots
+_HOUR: Final = HORIZON // STEP
+
+
+class Sight:
+    """Demand that was cut off was not seen: of a VM that is kept too small a node sees what it got. observed: resource
+    to [VMs, slots]; latest: to the newest sample of each VM, before the beginning the largest of an hour."""
+
+    def __init__(self, fleet: Fleet, panel: Panel) -> None:
+        self.fleet = fleet
+        self.panel = panel
+        self.observed: dict[str, F32] = {}
+        self.latest: dict[str, F32] = {}
+        for resource in COUNTED:
+            seen = np.where(np.isfinite(fleet.series.values[resource]), fleet.demand[resource], np.float32(np.nan))
+            seen[:, fleet.begin :] = np.nan
+            self.observed[resource] = seen
+            hour = seen[:, max(0, fleet.begin - _HOUR) : fleet.begin]
+            self.latest[resource] = np.nan_to_num(np.fmax.reduce(hour, axis=1))
+        self._made: list[list[Prediction]] = []
+        self._lessons = Lessons(panel)
+
+    def note(self, slot: int, served: Mapping[str, F64], there: Flags) -> None:
+        """What was measured in a slot; there: [VMs], who ran."""
+        for resource, values in self.observed.items():
+            known = there & np.isfinite(self.fleet.series.values[resource][:, slot])
+            values[known, slot] = served[resource][known]
+            self.latest[resource][known] = served[resource][known]
+
+    def forecasts(self, slot: int) -> dict[int, dict[str, Prediction]]:
+        """By VM and resource, as of the beginning of `slot`, of those of whom an hour is known."""
+        self._learn(slot)
+        first = max(0, slot - WEEK)
+        series = self._window(first, slot)
+        made = predictions(series, self.panel, series.start + series.slots * STEP)
+        self._made.append(made)
+        number = {vm: i for i, vm in enumerate(series.vms)}
+        found: dict[int, dict[str, Prediction]] = {}
+        for one in made:
+            if one.answered != Answerer.TOO_LITTLE_HISTORY:
+                found.setdefault(number[one.vm_uuid], {})[one.resource] = one
+        return found
+
+    def _window(self, first: int, slot: int) -> Series:
+        whole = self.fleet.series
+        values = {r: v[:, first:slot] for r, v in self.observed.items()}
+        return Series(whole.vms, whole.start + first * STEP, values, whole.sizes)
+
+    def _learn(self, slot: int) -> None:
+        """From rounds whose hour is over, as the node does."""
+        now = self.fleet.series.start + slot * STEP
+        learned = 0
+        while self._made and (not self._made[0] or self._made[0][0].made_at + HORIZON <= now):
+            learned += self._lessons.learn(self._come(self._made.pop(0)))
+        if learned:
+            margins = self._lessons.margins(self.fleet.series.vms)
+            self.panel = replace(self.panel, standings=self._lessons.standings(), margins=margins)
+
+    def _come(self, made: Sequence[Prediction]) -> list[Prediction]:
+        """The forecasts of one round with what was seen of their hour."""
+        if not made:
+            return []
+        cut = (made[0].made_at - self.fleet.series.start) // STEP
+        hour = self._window(cut, cut + _HOUR)
+        number = {vm: i for i, vm in enumerate(hour.vms)}
+        found = []
+        for resource in COUNTED:
+            ours = [p for p in made if p.resource == resource]
+            vms = np.array([number[p.vm_uuid] for p in ours], np.int64)
+            cases = Cases(vms, *(np.full(len(ours), v, np.int64) for v in (0, 0, _HOUR, 0)))
+            came = zip(ours, *outcomes(hour, resource, cases), strict=True)
+            found += [p._replace(actual_peak=float(v), actual_mean=float(m)) for p, v, m in came if np.isfinite(v)]
+        return found
