@@ -15,7 +15,7 @@ from faults.command import FakeSite
 from hvctl.adapters import seriesfile
 from hvctl.decide.victims import MIB
 from hvctl.errors import NotFoundError, UsageError
-from hvctl.forecasting.panel import Panel
+from hvctl.forecasting.panel import Ask, Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.model.allocation import Allocation, Resources
 from hvctl.model.host import Capacity
@@ -247,8 +247,8 @@ def test_lowest_priority_first_takes_no_more_than_it_needs() -> None:
 class Oracle:
     """A model that says the base itself, whatever it is asked."""
 
-    def predict(self, key: str, x: F32, seconds: float) -> F32:
-        return np.zeros(len(x), np.float32)
+    def within(self, seconds: float) -> Ask:
+        return lambda key, x: np.zeros(len(x), np.float32)
 
 
 def test_a_model_answers_once_it_has_won_on_the_trace() -> None:
