@@ -141,6 +141,8 @@ def drift(context: typer.Context) -> None:
     options = globals_of(context)
     with options.engine() as engine:
         found = compare.drift(engine, panel_of(engine, ()))
+    if not found:
+        options.say("no forecast was compared with what came yet (hvctl job run forecast)")
     render.rows(options, "drift", [codec.dump(d) for d in found], DRIFT)
 
 
