@@ -115,7 +115,6 @@ def summary(found: Sequence[Verdict], seconds: float) -> dict[str, float]:
         "reserved_vs_static_least": min(v.gain for v in found),
         **{f"reserved_vs_static_{r}": float(np.mean([v.gains[r] for v in found])) for r in COUNTED},
         "waiting_restarts_vs_lowest_priority": times(ours, lowest),
-        "waiting_restarts_vs_lowest_priority_most": max(times(v.waited[0], v.waited[1]) for v in found),
         "waiting_restarts_vs_lowest_priority_kept": times(ours, kept),
         "unserved_demand": float(np.mean([list(v.unserved.values()) for v in found])),
         **{f"unserved_demand_{r}": float(np.mean([v.unserved[r] for v in found])) for r in COUNTED},
