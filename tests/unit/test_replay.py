@@ -65,6 +65,7 @@ EAGER = GuardPolicy(
     cool_down=300.0,
 )
 GUARDED = replace(TIGHT, name="tight-guarded", guard=Watch("eager", EAGER))
+ROOMY = Policy("percent-guarded", allocate=Amount.PERCENT, reserve=Amount.NONE, percent=30, guard=Watch("eager", EAGER))
 
 
 def whole(one: Replay, slot: int) -> None:
@@ -122,7 +123,7 @@ def test_the_same_seed_gives_the_same_replay(policy: Policy) -> None:
     assert [m.priority for m in fleet(seed=3).members] != [m.priority for m in fleet(seed=4).members]
 
 
-@pytest.mark.parametrize("policy", [load("forecast"), TIGHT, GUARDED], ids=lambda p: p.name)
+@pytest.mark.parametrize("policy", [load("forecast"), TIGHT, GUARDED, ROOMY], ids=lambda p: p.name)
 def test_another_future_changes_no_decision_of_the_past(policy: Policy) -> None:
     """Up to the step in which it begins to differ, that step's own decisions included."""
     series, turn = trace(), DAY + 77
@@ -289,6 +290,13 @@ def test_a_guard_lets_grow_once_and_cools_down_before_the_second_time() -> None:
     assert grown(sooner) == [("a", 2), ("a", 4)]
     at_once = replay(fleets, half(replace(PATIENT, looks=1)), Panel(), whole)
     assert grown(at_once) == [("a", 1), ("a", 4)]
+
+
+def test_what_a_guard_lets_grow_is_no_trend() -> None:
+    """1.0 before it has more and 1.1 ever since is no rise from 1.0 to 1.1."""
+    fleets = by_hand({"a": [1.1] * 8}, {"a": (500, False)}, 400)
+    made = replay(fleets, half(replace(PATIENT, looks=1, cool_down=300.0)), Panel(), whole)
+    assert grown(made) == [("a", 1)]
 
 
 def test_a_guard_lets_nobody_grow_beyond_the_host_and_interrupts_nobody() -> None:
