@@ -21,6 +21,7 @@ COLUMNS = (
     Column("wait_mean", "MEAN WAIT", format_duration),
     *(Column(f"{r}_unserved", f"{r.upper()} UNSERVED") for r in UNITS),
     *(Column(f"{r}_unused", f"{r.upper()} RESERVED UNUSED") for r in UNITS),
+    Column("guard", "GUARD ACTED"),
 )
 
 
@@ -31,7 +32,9 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         for name, whole in (("unserved", "demand"), ("unused", "reserved")):
             amount, of = row[f"{resource}_{name}"], row[f"{resource}_{whole}"]
             texts[f"{resource}_{name}"] = f"{amount:,.0f} {unit} ({amount / of if of else 0:.1%})"
-    return row | texts
+    looks, actions = row["guard_looks"], row["guard_actions"]
+    guard = f"{', '.join(f'{act} {n:,}' for act, n in actions.items()) or 0} at {looks:,} looks" if looks else None
+    return row | texts | {"guard": guard}
 
 
 def replay(

@@ -3,8 +3,8 @@ cost, or to nothing. It looks at no clock and at nothing but its arguments, so a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hvctl.decide.exhaustion import outlook
 from hvctl.model.guard import (
@@ -68,6 +68,20 @@ def decide(facts: GuardFacts, policy: GuardPolicy, memory: GuardMemory) -> Guard
     reason = f"{_words(ripe)}; {best.name} avoids {best.benefit:.0f} resource-seconds for {best.cost:.1f} s"
     acted = GuardMemory({}, facts.at, best.name)
     return GuardDecision(Verdict.ACTS, best, reason, outlooks, tuple(ranked), acted)
+
+
+def decide_doable(
+    facts: GuardFacts, policy: GuardPolicy, memory: GuardMemory, refusal: Callable[[Alternative], str | None]
+) -> tuple[GuardFacts, GuardDecision]:
+    """The same, where what would be refused is no choice. refusal: why it would be, None if it would not; the facts
+    that come back have that, too."""
+    while True:
+        decision = decide(facts, policy, memory)
+        chosen = decision.chosen
+        why = None if chosen is None else refusal(chosen)
+        if chosen is None or why is None:
+            return facts, decision
+        facts = replace(facts, refused={**facts.refused, chosen.name: why})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from hvctl.decide import guardmeasures
 from hvctl.decide.admission import holders
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
@@ -112,14 +113,9 @@ class VmLook:
     def _rates(self, room_left: Resources) -> list[Measure]:
         """CPU, and what is throttled; what has no limit cannot run out."""
         vm, has = self._vm, self._vm.allocation
-        if has.cpu_quota is None:
-            cpu, most_cpu = float(has.vcpus), float(min(vm.max_vcpus, room_left.cpu // 100))
-        else:
-            cpu, most_cpu = has.cpu_quota / 100, min(has.vcpus, room_left.cpu / 100)
         written = [has.disk(d.target) for d in vm.disks if d.writable]
         taps = [has.nic(n.mac) for n in vm.nics]
-        found = [Measure("cpu", "cores", self._points(lambda s: s.cpu), cpu * FULL, (), most_cpu * FULL,
-                         self._quantiles("cpu", 1.0))]  # fmt: skip
+        found = [guardmeasures.cpu(vm, self._points(lambda s: s.cpu), room_left, self._quantiles("cpu", 1.0))]
         for name, unit, limits, most, value, quantiles in (
             ("iops", "1/s", [d.iops for d in written], float(room_left.iops), _iops, self._quantiles("iops", 1.0)),
             (
@@ -144,12 +140,9 @@ class VmLook:
         claimed = self._amounts("memory as the guest says", _used)
         if not claimed or not vm.has_balloon:
             return None
-        most = min(vm.max_memory, room_left.memory) - margin
         then = self._used_at_snapshot() if any(a.act is Act.WHOLE for a in self._policy.allow) else None
-        return Measure(
-            "memory", "bytes", resident, vm.allocation.memory - margin, claimed, most,
-            self._quantiles("memory", MIB), {} if then is None else {Act.WHOLE.value: then},
-        )  # fmt: skip
+        after = {} if then is None else {Act.WHOLE.value: then}
+        return guardmeasures.memory(vm, resident, claimed, room_left, margin, self._quantiles("memory", MIB), after)
 
     def _used_at_snapshot(self) -> float | None:
         """What the guest used when the snapshot was taken, as the five-minute row of that time has it."""
@@ -166,13 +159,11 @@ class VmLook:
         """What the process holds of the host's memory, against its part and against what the host has left."""
         if not points:
             return None
-        limit = points[-1][1] + self._host.available
-        limit = limit if self._policy.resident is None else min(limit, float(self._policy.resident))
         after = {}
         if self._now.usable is not None and self._now.unused is not None:
             cache = max(0.0, self._now.usable - self._now.unused)
             after[Act.CACHE.value] = max(0.0, points[-1][1] - cache)
-        return Measure("resident", "bytes", points, limit, after=after)
+        return guardmeasures.resident(points, self._host.available, self._policy.resident, after)
 
     def _connections(self) -> Measure | None:
         if self._policy.connections is None:

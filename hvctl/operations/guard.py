@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hvctl.decide import life
-from hvctl.decide.guard import decide
+from hvctl.decide.guard import decide_doable
 from hvctl.decide.guardpolicy import problem
 from hvctl.engine.guardfacts import HostLook, VmLook, look_at_host
 from hvctl.engine.observe import observe, observe_all
@@ -102,14 +102,9 @@ def _considered(engine: Engine, host: HostLook, vm: Vm, watch: Watch) -> tuple[D
         )
     state = engine.store.guards.state(engine.facts.name, vm.uuid)
     seen = VmLook(engine, host, vm, watch.policy, state)
-    facts = seen.facts()
-    while True:
-        decision = decide(facts, watch.policy, state.memory)
-        chosen = decision.chosen
-        why = None if chosen is None else refusal(engine, vm, watch.policy, chosen)
-        if chosen is None or why is None:
-            break
-        facts = replace(facts, refused={**facts.refused, chosen.name: why})
+    facts, decision = decide_doable(
+        seen.facts(), watch.policy, state.memory, lambda chosen: refusal(engine, vm, watch.policy, chosen)
+    )
     most = decision.contention
     one = Decided(vm.uuid, vm.name, facts.at, facts.at, watch, facts, state.memory, decision, 1, most, facts.at)
     return one, GuardState(decision.memory, seen.looks)

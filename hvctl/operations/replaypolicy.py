@@ -11,6 +11,8 @@ from typing import Any, Final
 from hvctl import codec
 from hvctl.errors import HvctlError, NotFoundError, UsageError
 from hvctl.forecasting.series import STEP
+from hvctl.model.guard import Watch
+from hvctl.operations import guardpolicy
 from hvctl.operations.policy import folder
 from hvctl.replay.policy import Amount, Policy
 from hvctl.units import parse_duration
@@ -55,6 +57,7 @@ def load(name: str) -> Policy:
     allowed = sorted({f.name for f in fields(Policy)} - {"name"})
     if unknown := sorted(set(document) - set(allowed)):
         raise UsageError(f"the policy {path} says {unknown[0]!r}, which means nothing.", f"known: {', '.join(allowed)}")
+    guard = document.pop("guard", None)
     try:
         said = {key: _value(path, key, value) for key, value in document.items()}
         policy = codec.load(Policy, {"name": path.stem, **said})
@@ -62,7 +65,18 @@ def load(name: str) -> Policy:
         raise UsageError(f"the policy {path} is not one: {e.message}", e.hint or README) from e
     if wrong := problem(policy):
         raise UsageError(f"the policy {path} does not work: {wrong}.", README)
-    return replace(policy, name=path.stem)
+    return replace(policy, name=path.stem, guard=None if guard is None else _guard(path, guard))
+
+
+def _guard(path: Path, name: Any) -> Watch:
+    """A shipped guard policy, or one from a file beside this one; NotFoundError, UsageError."""
+    if not isinstance(name, str):
+        raise UsageError(f"guard = {name!r} in the policy {path} names no guard policy.", 'write it as "careful"')
+    file = path.parent / name
+    if name not in guardpolicy.shipped() and not file.is_file():
+        known = ", ".join(guardpolicy.shipped())
+        raise NotFoundError(f"there is no guard policy {name!r}, which {path} names.", f"shipped: {known}; or a file")
+    return replace(guardpolicy.load(name if name in guardpolicy.shipped() else str(file)), name=name)
 
 
 def problem(policy: Policy) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -11,7 +12,7 @@ from hvctl.decide.shrink import least
 from hvctl.decide.victims import MIB, Seen
 from hvctl.model.allocation import Allocation, Resources, resources
 from hvctl.replay.fleet import Member
-from hvctl.replay.host import MARGIN
+from hvctl.replay.host import MARGIN, Guest
 from hvctl.replay.policy import Amount, Policy
 
 PRESSED: Final = 0.95
@@ -39,12 +40,24 @@ def pressed(policy: Policy, member: Member, goal: Allocation, has: Allocation, u
     """More than that, of what it was found to use all of."""
     size, most = resources(member.size), resources(has)
     if used.memory >= PRESSED * most.memory:
-        memory = min(size.memory, int(most.memory * policy.press) // MIB * MIB)
+        memory = min(size.memory, int(most.memory * policy.pressing) // MIB * MIB)
         goal = replace(goal, memory=max(goal.memory, memory))
     if used.cpu >= PRESSED * most.cpu and goal.cpu_quota is not None:
-        quota = max(goal.cpu_quota, math.ceil(most.cpu * policy.press))
+        quota = max(goal.cpu_quota, math.ceil(most.cpu * policy.pressing))
         goal = replace(goal, cpu_quota=None if quota >= size.cpu else quota)
     return goal
+
+
+def pressing(policy: Policy, guests: Iterable[Guest], used: Callable[[Guest], Resources]) -> dict[int, Allocation]:
+    """Between two rounds: what those are to have that use all that they have, by number."""
+    found = {}
+    for guest in guests if policy.allocate is Amount.FORECAST and policy.pressing > 1 else ():
+        m, has = guest.member, guest.allocation
+        if has is not None and guest.away is None and not m.guaranteed:
+            more = pressed(policy, m, has, has, used(guest))
+            if more != has:
+                found[m.number] = more
+    return found
 
 
 def returning(policy: Policy, member: Member, predicted: Allocation) -> tuple[Allocation, Resources]:

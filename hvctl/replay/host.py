@@ -10,7 +10,7 @@ from typing import Final
 from hvctl.decide.admission import admit
 from hvctl.decide.interrupt import Ask, Choose, Facts, Interruption, own_room, plan_interruption
 from hvctl.decide.pool import used_by
-from hvctl.decide.reservations import FOREVER, Wanted, beyond, grantable, new_reservation, settled
+from hvctl.decide.reservations import FOREVER, Wanted, beyond, grantable, new_reservation, room, settled
 from hvctl.decide.returning import wanted_return
 from hvctl.decide.victims import MIB, Seen, squeezed
 from hvctl.model.allocation import Allocation, Record, Resources, resources
@@ -117,9 +117,23 @@ class SimulatedHost:
         looked = (settled(r, used_by(r.owner, held, used), now) for r in self.reservations)
         self.reservations = [r for r in looked if r.ends_at is None or r.ends_at > now]
 
-    def fits(self, guest: Guest, want: Resources, now: float) -> bool:
+    def available(self) -> int:
+        """Bytes of memory that nobody was seen to use."""
+        return max(0, self.capacity.memory - sum(self._used(g).memory for g in self.guests if g.allocation is not None))
+
+    def refusal(self, guest: Guest, want: Resources, now: float) -> Refusal | None:
         m = guest.member
-        return admit(self.capacity, self.held(), m.uuid, want, self.reservations, m.name, now) is None
+        return admit(self.capacity, self.held(), m.uuid, want, self.reservations, m.name, now)
+
+    def fits(self, guest: Guest, want: Resources, now: float) -> bool:
+        return self.refusal(guest, want, now) is None
+
+    def room(self, guest: Guest, now: float) -> Resources:
+        """What it may have in all, from now on."""
+        m = guest.member
+        return room(self.capacity, self.held(), self.reservations, frozenset({m.uuid, m.name}), now).largest(
+            guest.holds
+        )
 
     def free(self, guest: Guest, want: Resources, now: float) -> Resources:
         """What of `want` it may have in all, what it has included."""
@@ -197,3 +211,8 @@ class SimulatedHost:
 def rank(guest: Guest) -> tuple[bool, int]:
     """The lower, the more it counts."""
     return not guest.member.guaranteed, -guest.member.priority
+
+
+def order(guest: Guest) -> tuple[tuple[bool, int], int]:
+    """Who gets something first."""
+    return rank(guest), guest.member.number

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from hvctl.decide.interrupt import Choose
 from hvctl.model.allocation import Resources
+from hvctl.model.guard import Watch
 from hvctl.model.pool import Rung
 from hvctl.packing.choose import cheapest_cover
 from hvctl.packing.cover import Candidate, Cover
@@ -35,7 +36,7 @@ class Policy:
     lasts: for how many seconds a VM is taken to need what it needs more (None: for ever); back: seconds after which its
     victims are due; rungs: what may be done to them. insist: it gets that although victims could not come back when
     they are due; otherwise its demand is not met then. press: who was found at the limit of what it is promised has so
-    many times as much at the next step (1: no more)."""
+    many times as much at the next step (1: no more). guard: it looks at every VM that is not guaranteed instead."""
 
     name: str
     description: str = ""
@@ -50,6 +51,12 @@ class Policy:
     grace: float = 30.0
     rungs: tuple[Rung, ...] = (Rung.SQUEEZE, Rung.PAUSE, Rung.SAVE)
     insist: bool = False
+    guard: Watch | None = None
+
+    @property
+    def pressing(self) -> float:
+        """press, or 1 where a guard looks: who is at its limit then keeps what it has, and grows by the guard."""
+        return self.press if self.guard is None else 1.0
 
     def choice(self, priority: Mapping[str, int]) -> Choose:
         """priority: by UUID."""

@@ -22,8 +22,9 @@ from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
 from hvctl.model.vm import Vm
 from hvctl.replay.fleet import COUNTED, Fleet
-from hvctl.replay.goals import goal, lower, pressed, returning, within
-from hvctl.replay.host import MARGIN, Guest, SimulatedHost, rank
+from hvctl.replay.goals import goal, lower, pressing, returning, within
+from hvctl.replay.guard import Guard
+from hvctl.replay.host import MARGIN, Guest, SimulatedHost, order
 from hvctl.replay.policy import Amount, Policy
 from hvctl.replay.sight import Sight
 from hvctl.replay.tally import HIGH, Event, Tally
@@ -65,6 +66,7 @@ class Replay:
         self.tally = Tally(fleet.series.slots - fleet.begin)
         self.events: list[Event] = []
         self._sight = Sight(fleet, panel)
+        self._guard = None if policy.guard is None else Guard(policy.guard.policy, self._sight)
         self._choose = policy.choice({m.uuid: m.priority for m in fleet.members})
         self.forecasts: dict[int, dict[str, Prediction]] = {}
         self._high = np.array([m.priority > HIGH for m in fleet.members])
@@ -85,7 +87,8 @@ class Replay:
                 self.forecasts = self._sight.forecasts(slot)
             goals = self._shrink()
         self._returns()
-        self._grown(goals or self._pressing())
+        self._grown(goals or pressing(self.policy, self.guests, self._used))
+        self._look(slot)
         self._start()
         self._serve(slot)
 
@@ -110,17 +113,6 @@ class Replay:
         m = guest.member
         seen = self.hosts[m.host].seen(guest, self.now, guest.promised(m.size))
         return goal(self.policy, m, seen, guest.allocation, self._used(guest))
-
-    def _pressing(self) -> dict[int, Allocation]:
-        """Between two rounds: what those are to have that use all that they have."""
-        found = {}
-        for guest in self.guests if self.policy.allocate is Amount.FORECAST and self.policy.press > 1 else ():
-            m, has = guest.member, guest.allocation
-            if has is not None and guest.away is None and not m.guaranteed:
-                more = pressed(self.policy, m, has, has, self._used(guest))
-                if more != has:
-                    found[m.number] = more
-        return found
 
     # --- what happens
 
@@ -161,7 +153,7 @@ class Replay:
 
     def _grown(self, goals: Mapping[int, Allocation]) -> None:
         """The guaranteed ones first, then the higher priorities."""
-        for guest in sorted((self.guests[n] for n in goals), key=_order):
+        for guest in sorted((self.guests[n] for n in goals), key=order):
             new = goals[guest.member.number]
             # An earlier one may have interrupted it meanwhile.
             if guest.away is None and guest.allocation != new:
@@ -206,9 +198,15 @@ class Replay:
             self.tally.interruptions[rung] = self.tally.interruptions.get(rung, 0) + 1
             self._say(guest, "interrupted", rung)
 
+    def _look(self, slot: int) -> None:
+        for guest, decision in () if self._guard is None else self._guard.step(self.hosts, slot, self.forecasts):
+            self.tally.look(decision)
+            if decision.chosen is not None:
+                self._say(guest, "guarded", decision.reason)
+
     def _start(self) -> None:
         """VMs that are new, or that never fitted yet, the guaranteed ones first."""
-        for guest in sorted((g for g in self.guests if g.starts), key=_order):
+        for guest in sorted((g for g in self.guests if g.starts), key=order):
             host = self.hosts[guest.member.host]
             first = self._goal(guest)
             want = resources(first)
@@ -243,7 +241,3 @@ class Replay:
             }
             self.tally.step(slot - self.fleet.begin, resource, {name: float(v) for name, v in found.items()})
         self._sight.note(slot, served, runs)
-
-
-def _order(guest: Guest) -> tuple[tuple[bool, int], int]:
-    return rank(guest), guest.member.number

@@ -3,6 +3,7 @@ come the forecasts, and from what came of them the arbiter's record."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,6 +14,7 @@ from hvctl.forecasting.panel import Panel
 from hvctl.forecasting.rounds import HORIZON, Lessons, predictions
 from hvctl.forecasting.series import F32, F64, STEP, Cases, Flags, Series, outcomes
 from hvctl.model.forecast import Answerer
+from hvctl.model.guard import Points
 from hvctl.model.prediction import Prediction
 from hvctl.replay.fleet import COUNTED, Fleet
 
@@ -44,6 +46,17 @@ class Sight:
             known = there & np.isfinite(self.fleet.series.values[resource][:, slot])
             values[known, slot] = served[resource][known]
             self.latest[resource][known] = served[resource][known]
+
+    def points(self, number: int, resource: str, slot: int, window: float, since: float | None) -> Points:
+        """What was measured of a VM in the `window` seconds before `slot`, each at the end of its five minutes, in the
+        units of forecasts. since: nothing that began before that (None: all)."""
+        start = self.fleet.series.start
+        first = slot - int(window // STEP) - 1
+        if since is not None:
+            first = max(first, math.ceil((since - start) / STEP))
+        first = max(0, first)
+        values = self.observed[resource][number, first:slot].tolist()
+        return tuple((float(start + (first + i + 1) * STEP), v) for i, v in enumerate(values) if math.isfinite(v))
 
     def forecasts(self, slot: int) -> dict[int, dict[str, Prediction]]:
         """By VM and resource, as of the beginning of `slot`, of those of whom an hour is known."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from hvctl.forecasting.series import F64, STEP
+from hvctl.model.guard import GuardDecision
 from hvctl.replay.fleet import COUNTED
 
 HIGH: Final = 500
@@ -18,8 +19,8 @@ _SCALE: Final = {"cpu": 1.0, "memory": 1 / 1024}  # from cores, MiB
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """at is seconds since 1970; kind: started, interrupted, returned or waits; delayed or refused: it needs more, and
-    nobody goes for it (yet)."""
+    """at is seconds since 1970; kind: started, interrupted, returned, waits, or guarded: it grew by a guard; delayed or
+    refused: it needs more, and nobody goes for it (yet)."""
 
     at: float
     vm: str
@@ -31,7 +32,7 @@ class Event:
 class Tally:
     """Sums over time of each resource, in cores and MiB times steps; rows of `shown` are the steps: demand, served,
     promised and kept, for the picture. away: what of the unserved demand was of VMs that did not run; high: what of it
-    was of those whose priority is above HIGH."""
+    was of those whose priority is above HIGH. guard_actions: by what was done."""
 
     steps: int
     demand: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
@@ -44,6 +45,8 @@ class Tally:
     returns: int = 0
     waited: int = 0
     waits: list[float] = field(default_factory=list)
+    guard_looks: int = 0
+    guard_actions: dict[str, int] = field(default_factory=dict)
     shown: dict[str, F64] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,6 +57,13 @@ class Tally:
         for name, value in found.items():
             getattr(self, name)[resource] += value
         self.shown[resource][number] = [found[name] for name in ("demand", "served", "promised", "kept")]
+
+    def look(self, decision: GuardDecision) -> None:
+        """A guard looked at a VM, and did what it decided."""
+        self.guard_looks += 1
+        if decision.chosen is not None:
+            name = decision.chosen.name
+            self.guard_actions[name] = self.guard_actions.get(name, 0) + 1
 
     def row(self, policy: str) -> dict[str, Any]:
         """Flat, in core-seconds and GiB-seconds: unserved = demand - served; reserved is what nobody else could have
@@ -67,6 +77,8 @@ class Tally:
             "waited": self.waited,
             "wait_mean": float(np.mean(self.waits)) if self.waits else 0.0,
             "wait_max": max(self.waits, default=0.0),
+            "guard_looks": self.guard_looks,
+            "guard_actions": dict(sorted(self.guard_actions.items())),
         }
         for resource in COUNTED:
             factor = STEP * _SCALE[resource]

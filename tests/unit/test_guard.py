@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvctl import codec
+from hvctl.decide.allocate import promised_after
 from hvctl.decide.exhaustion import outlook
+from hvctl.decide.growth import growth
 from hvctl.decide.guard import decide
+from hvctl.decide.guardmeasures import cpu, memory
 from hvctl.decide.guardpolicy import problem
+from hvctl.model.allocation import Allocation, Resources, resources
 from hvctl.model.guard import (
     Act,
     Allowed,
@@ -24,6 +28,7 @@ from hvctl.model.guard import (
     Points,
     Verdict,
 )
+from unit.vms import MAX_VCPUS, vm_with
 
 NOW = 10_000.0
 PARTS = ("grow", "cache", "net", "disk:scratch", "ram:0x1000-0x2000", "whole")
@@ -264,3 +269,28 @@ def test_every_act_has_its_default_cost_and_the_gentlest_comes_first() -> None:
     from hvctl.decide.guard import DEFAULT_COSTS
 
     assert list(DEFAULT_COSTS) == list(Act)
+
+
+@given(
+    st.sampled_from(("cpu", "memory")),
+    st.none() | st.integers(10, 400),
+    st.integers(64 << 10, 4096 << 10),
+    st.builds(Resources, st.integers(0, 1000), st.integers(0, 8 << 30)),
+    st.floats(0.01, 10),
+)
+def test_what_it_lets_grow_is_never_more_than_the_room_down_to_the_byte(
+    resource: str, quota: int | None, kib: int, room: Resources, by: float
+) -> None:
+    has = Allocation(MAX_VCPUS // 2, kib << 10, quota)
+    vm, held = replace(vm_with(has), max_memory=4 << 30), resources(has)
+    room = room.largest(held)
+    used = ((NOW - 1.0, 1e12),)
+    measure = cpu(vm, used, room, ()) if resource == "cpu" else memory(vm, used, (), room, 32 << 20, ())
+    seen = GuardFacts("a", NOW, (measure,), refused={})
+    (answer,) = decide(seen, policy("grow", grow_by=by), GuardMemory()).alternatives
+    if answer.refused is None:
+        assert answer.limit is not None
+        new = promised_after(vm, growth(vm, resource, answer.limit, 32 << 20))
+        assert isinstance(new, Allocation)
+        assert not (resources(new) - room).any
+        assert (resources(new) - held).any

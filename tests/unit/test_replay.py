@@ -18,13 +18,17 @@ from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.panel import Ask, Panel
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.model.allocation import Allocation, Resources
+from hvctl.model.guard import Allowed, GuardPolicy, Watch
 from hvctl.model.host import Capacity
 from hvctl.model.pool import Rung
+from hvctl.operations import guardpolicy
 from hvctl.operations.replaypolicy import chosen, load, shipped
 from hvctl.packing.cover import Candidate
 from hvctl.replay.fleet import COUNTED, Fleet, Member, fleet_of
+from hvctl.replay.guard import Guard
 from hvctl.replay.policy import Amount, Policy, Victims, lowest_priority_first
-from hvctl.replay.run import Replay, replay
+from hvctl.replay.run import Replay, Result, replay
+from hvctl.replay.sight import Sight
 from unit.commandline import Run, runner
 from unit.fleets import fleet as waves
 from unit.test_cli import golden
@@ -52,6 +56,16 @@ def fleet(series: Series | None = None, fit: float = 0.6, seed: int = 1) -> Flee
 
 POLICIES = [load(name) for name in shipped()]
 TIGHT = Policy("tight", rungs=tuple(Rung), lasts=3600.0, insist=True)
+EAGER = GuardPolicy(
+    "Grows at the first look",
+    (Allowed("grow"), Allowed("cache")),
+    threshold=1.0,
+    looks=1,
+    window=900.0,
+    cool_down=300.0,
+)
+GUARDED = replace(TIGHT, name="tight-guarded", guard=Watch("eager", EAGER))
+ROOMY = Policy("percent-guarded", allocate=Amount.PERCENT, reserve=Amount.NONE, percent=30, guard=Watch("eager", EAGER))
 
 
 def whole(one: Replay, slot: int) -> None:
@@ -66,11 +80,13 @@ def whole(one: Replay, slot: int) -> None:
         there = max(guest.member.first, one.fleet.begin) <= slot < guest.member.last
         at_work = guest.runs and guest.away is None
         assert (at_work, guest.away is not None, guest.starts, not there).count(True) == 1, guest.member.name
-        if guest.away and guest.away.rung.ends_process:
-            assert guest.allocation is None
+        if guest.away:
+            assert guest.allocation == (None if guest.away.rung.ends_process else guest.away.left)
+        if guest.member.guaranteed and guest.runs:
+            assert guest.allocation == guest.member.size
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, TIGHT], ids=lambda p: p.name)
+@pytest.mark.parametrize("policy", [*POLICIES, TIGHT, GUARDED], ids=lambda p: p.name)
 @pytest.mark.parametrize("fit", [0.4, 0.6])
 def test_nothing_is_promised_twice_and_everybody_is_somewhere(policy: Policy, fit: float) -> None:
     made = replay(fleet(trace(), fit), policy, Panel(), whole)
@@ -94,16 +110,20 @@ def test_the_fleets_of_these_tests_are_short_of_room() -> None:
     made = replay(fleet(), TIGHT, Panel())
     assert sum(made.tally.interruptions.values()) > 10
     assert made.tally.waited > 3
+    guarded = replay(fleet(), GUARDED, Panel()).tally
+    assert min(guarded.guard_actions[name] for name in ("grow:cpu", "grow:memory")) > 10
+    assert guarded.interruptions["squeeze"] > 0, "who is squeezed is looked at, too"
 
 
-def test_the_same_seed_gives_the_same_replay() -> None:
-    first, second = (replay(fleet(seed=3), TIGHT, Panel()) for _ in range(2))
+@pytest.mark.parametrize("policy", [TIGHT, GUARDED], ids=lambda p: p.name)
+def test_the_same_seed_gives_the_same_replay(policy: Policy) -> None:
+    first, second = (replay(fleet(seed=3), policy, Panel()) for _ in range(2))
     assert first.events == second.events
     assert first.tally.row("") == second.tally.row("")
     assert [m.priority for m in fleet(seed=3).members] != [m.priority for m in fleet(seed=4).members]
 
 
-@pytest.mark.parametrize("policy", [load("forecast"), TIGHT], ids=lambda p: p.name)
+@pytest.mark.parametrize("policy", [load("forecast"), TIGHT, GUARDED, ROOMY], ids=lambda p: p.name)
 def test_another_future_changes_no_decision_of_the_past(policy: Policy) -> None:
     """Up to the step in which it begins to differ, that step's own decisions included."""
     series, turn = trace(), DAY + 77
@@ -232,6 +252,89 @@ def test_a_vm_that_uses_all_it_has_gets_more_before_the_next_round() -> None:
     assert lacking[0] > lacking[1] > lacking[2] > 0
 
 
+# --- a guard by hand
+
+
+def half(guard: GuardPolicy) -> Policy:
+    """Everybody is promised one of two cores once and for all; nobody forecasts."""
+    watch = Watch("of a test", guard)
+    return Policy("g", allocate=Amount.PERCENT, reserve=Amount.NONE, percent=50, every=86400.0, guard=watch)
+
+
+PATIENT = GuardPolicy("Grows at the second look", (Allowed("grow"),), window=900.0, cool_down=900.0)
+
+
+def grown(made: Result) -> list[tuple[str, int]]:
+    """Who, and at which step."""
+    return [(e.vm, round(e.at / STEP) - 24) for e in made.events if e.kind == "guarded"]
+
+
+def test_a_guard_lets_grow_once_and_cools_down_before_the_second_time() -> None:
+    """It starts at step 0. One core is used up at both looks after that: 1.25 from step 2 on. What was measured before
+    counts no more; 1.25 are used up at step 3, too, but for 15 minutes nothing is done: 1.57 from step 5 on."""
+    fleets = by_hand({"a": [1.4] * 7}, {"a": (500, False)}, 400)
+    quotas: list[int | None] = []
+
+    def note(one: Replay, slot: int) -> None:
+        whole(one, slot)
+        quotas.append(one.guests[0].allocation.cpu_quota if one.guests[0].allocation else None)
+
+    made = replay(fleets, half(PATIENT), Panel(), note)
+    assert quotas == [100, 100, 125, 125, 125, 157, 157]
+    assert grown(made) == [("a", 2), ("a", 5)]
+    row = made.tally.row("g")
+    assert (row["guard_looks"], row["guard_actions"]) == (6, {"grow:cpu": 2})
+    assert row["cpu_unserved"] == pytest.approx(300 * (2 * 0.4 + 3 * 0.15))
+    assert row["cpu_reserved"] == pytest.approx(300 * (2 + 3 * 1.25 + 2 * 1.57))
+    sooner = replay(fleets, half(replace(PATIENT, cool_down=300.0)), Panel(), whole)
+    assert grown(sooner) == [("a", 2), ("a", 4)]
+    at_once = replay(fleets, half(replace(PATIENT, looks=1)), Panel(), whole)
+    assert grown(at_once) == [("a", 1), ("a", 4)]
+
+
+def test_what_a_guard_lets_grow_is_no_trend() -> None:
+    """1.0 before it has more and 1.1 ever since is no rise from 1.0 to 1.1."""
+    fleets = by_hand({"a": [1.1] * 8}, {"a": (500, False)}, 400)
+    made = replay(fleets, half(replace(PATIENT, looks=1, cool_down=300.0)), Panel(), whole)
+    assert grown(made) == [("a", 1)]
+
+
+def test_a_guard_lets_nobody_grow_beyond_the_host_and_interrupts_nobody() -> None:
+    """Twenty percent are left: the higher one gets them, the lower one nothing; the guaranteed one is not looked at."""
+    cores = {"low": [1.4] * 6, "high": [1.4] * 6, "sure": [2.0] * 6}
+    members = {"low": (100, False), "high": (900, False), "sure": (500, True)}
+    made = replay(by_hand(cores, members, 420), half(PATIENT), Panel(), whole)
+    assert grown(made) == [("high", 2)]
+    assert made.tally.guard_looks == 10
+    assert made.tally.row("g")["cpu_unserved"] == pytest.approx(300 * (6 * 0.4 + 2 * 0.4 + 4 * 0.2), rel=1e-5)
+    assert not made.tally.interruptions
+
+
+def test_what_is_asked_for_beside_growing_is_refused_since_a_trace_does_not_tell() -> None:
+    fleets = by_hand({"a": [1.4] * 3}, {"a": (500, False)}, 400)
+    parts = ("grow", "cache", "net", "ram:0x0-0x1000", "disk:scratch", "whole")
+    asked = GuardPolicy("All", tuple(Allowed(p, 0.0, ("resident",), 0.5) for p in parts), to="clean", window=900.0)
+    one = Replay(fleets, replace(half(asked), guard=None), Panel())
+    one.step(24)
+    ((_, decision),) = Guard(asked, Sight(fleets, Panel())).step(one.hosts, 24, {})
+    reasons = {a.part: a.refused for a in decision.alternatives}
+    assert all("a trace " in (why or "") for part, why in reasons.items() if part != "grow"), reasons
+    assert {o.resource for o in decision.outlooks} == {"cpu", "memory", "resident"}
+    (resident,) = (o for o in decision.outlooks if o.resource == "resident")
+    assert resident.limit == 1 << 40, "of what the host has, only this VM's 256 MiB are used"
+
+
+def test_a_guard_sees_what_was_served_before_now_and_nothing_while_it_was_away() -> None:
+    fleets = by_hand({"a": [1.4] * 6, "b": [1.0] * 6}, {"a": (500, False), "b": (500, False)}, 400)
+    sight = Sight(fleets, Panel())
+    for slot, runs in enumerate((True, False, True), 24):
+        sight.note(slot, dict.fromkeys(COUNTED, np.array([0.5 + slot, 9.0])), np.array([runs, True]))
+    assert sight.points(0, "cpu", 27, 900.0, None) == ((7200.0, 1.0), (7500.0, 24.5), (8100.0, 26.5))
+    assert sight.points(0, "cpu", 26, 300.0, None) == ((7500.0, 24.5),)
+    assert sight.points(0, "cpu", 27, 900.0, 7500.0) == ((8100.0, 26.5),)
+    assert sight.points(0, "cpu", 1, 900.0, None) == ((300.0, 1.0),)
+
+
 def test_lowest_priority_first_takes_no_more_than_it_needs() -> None:
     some = [Candidate(k, "", 1.0, Resources(100)) for k in "abc"] + [Candidate("d", "", 1.0, Resources(memory=5))]
     choose = lowest_priority_first({"a": 900, "b": 100, "c": 500, "d": 0})
@@ -326,9 +429,30 @@ def test_policies_by_name_and_by_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two policies are called 'static'"):
         chosen([str(same)])
     text = README.read_text()
+    assert len(shipped()) == 6
     for name in shipped():
         assert len(load(name).description) > 20
         assert f"**{name}**" in text
+
+
+def test_a_policy_names_a_guard_that_is_shipped_or_lies_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('guard = "careful"\n')
+    assert load(str(path)).guard == guardpolicy.load("careful")
+    assert load(str(path)).pressing == 1.0
+    (tmp_path / "guard.toml").write_text('description = "of a test"\n[[allow]]\npart = "grow"\n')
+    path.write_text('guard = "guard.toml"\n')
+    assert load(str(path)).guard == Watch("guard.toml", GuardPolicy("of a test", (Allowed("grow"),)))
+    path.write_text('guard = "nobody"\n')
+    with pytest.raises(NotFoundError, match="no guard policy 'nobody'") as missing:
+        load(str(path))
+    assert "careful" in (missing.value.hint or "")
+    (tmp_path / "guard.toml").write_text('description = "of a test"\n')
+    for text, words in (('"guard.toml"', "not one"), ("7", "names no guard policy")):
+        path.write_text(f"guard = {text}\n")
+        with pytest.raises(UsageError, match=words) as wrong:
+            load(str(path))
+        assert wrong.value.hint
 
 
 # --- the command
@@ -343,12 +467,14 @@ def test_what_the_command_prints_and_draws(run: Run, tmp_path: Path) -> None:
     file, picture = tmp_path / "trace.csv", tmp_path / "replay.svg"
     seriesfile.write(file, trace())
     line = (str(file), "--rules", "--hosts", "2", "--fit", "0.4", "--after", "1d", "--plot", str(picture))
-    ran = run("replay", *line, "--policy", "forecast", "--policy", "full-size")
+    asked = ("forecast", "forecast-guarded", "full-size")
+    ran = run("replay", *line, *(word for name in asked for word in ("--policy", name)))
     golden("cli-replay-table", f"{ran.out}--- stderr\n{ran.err}--- exit {ran.status}\n")
     assert "full-size" in picture.read_text()
     some = ("--vms", "10", "--seed", "2", "--for", "6h")
     document = json.loads(run("-f", "json", "replay", *line, *some).out)["replay"]
     assert [p["policy"] for p in document["policies"]] == ["forecast", "lowest-priority-first", "static"]
+    assert all((p["guard_looks"], p["guard_actions"]) == (0, {}) for p in document["policies"])
     assert (document["vms"], document["hosts"], document["seed"], document["seconds"]) == (10, 2, 2, 21600)
     assert run("replay", str(tmp_path / "no.csv")).status == 3
     assert run("replay", str(file), "--plot", "picture.gif").status == 2
