@@ -45,6 +45,8 @@ def ask(connection: Connection, uri: str, uuid: str, command: str, arguments: di
     try:
         reply = connection.call(f"ask the guest agent for {command}", act, seconds=seconds + _AGENT_GRACE)
     except DeadlineError as e:
+        if "disappeared" in e.message:  # at once, after a reset: nobody waited
+            raise
         raise DeadlineError(
             f"the guest agent did not answer {command} within {seconds:g} s; the result is unknown."
         ) from e

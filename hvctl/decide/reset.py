@@ -111,11 +111,12 @@ def binding_difference(snapshot: Binding, now: Binding) -> str | None:
 
 def shape_difference(snapshot: Binding, now: Binding) -> str | None:
     """In words, how the devices and disks differ, whatever process they are in; None when they do not."""
-    for what, old, new in (("device", snapshot.devices, now.devices), ("disk", snapshot.blocks, now.blocks)):
+    # What stands of disks says itself whether it is a disk, a node, a job or a bitmap.
+    for what, old, new in (("device ", snapshot.devices, now.devices), ("", snapshot.blocks, now.blocks)):
         gone = sorted(set(old) - set(new))
         come = sorted(set(new) - set(old))
         if gone or come:
-            said = [f"{what} {g!r} is gone" for g in gone[:3]] + [f"{what} {c!r} is new" for c in come[:3]]
+            said = [f"{what}{g!r} is gone" for g in gone[:3]] + [f"{what}{c!r} is new" for c in come[:3]]
             return ", ".join(said)
     return None
 

@@ -23,6 +23,7 @@ from hvctl.model.vm import Accel, DiskSpec, NicSpec, Vm, VmSpec
 from hvctl.ports import Host
 from hvctl.settings import Settings
 from tests.contract.outside import MIB, next_number, numbered_snapshot
+from tests.host.outside import patient
 
 GUEST_SECONDS = 60.0
 NAMES = f"contract-{os.getpid()}-"
@@ -103,11 +104,11 @@ class RealOutside:
 
     def _run(self, vm: str, script: str) -> str:
         command = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
-        pid = self.host.domains.agent(vm, "guest-exec", command, 5.0)["pid"]
+        pid = patient(lambda: self.host.domains.agent(vm, "guest-exec", command, 5.0))["pid"]
         status: dict[str, object] = {}
 
         def exited() -> bool:
-            status.update(self.host.domains.agent(vm, "guest-exec-status", {"pid": pid}, 5.0))
+            status.update(patient(lambda: self.host.domains.agent(vm, "guest-exec-status", {"pid": pid}, 5.0)))
             return bool(status["exited"])
 
         await_true(exited, f"the guest ends {script!r}")

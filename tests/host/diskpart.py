@@ -25,6 +25,7 @@ from hvctl.adapters.qmp import Qmp
 from hvctl.model.vm import Disk, DiskSpec, Vm, VmSpec
 from tests.contract.outside import MIB
 from tests.contract.real import RealOutside
+from tests.host.outside import patient
 
 SIZE = 16 * MIB  # small: the guest is emulated, and reads and sums all of it often
 SECONDS = 60.0
@@ -77,7 +78,9 @@ class Guest:
 
     def call(self, command: str, arguments: dict[str, Any], seconds: float) -> Any:
         # An emulated guest on a busy machine is slow, and that is no verdict.
-        return self.outside.host.domains.agent(self.uuid, command, arguments, max(seconds, AGENT_SECONDS))
+        return patient(
+            lambda: self.outside.host.domains.agent(self.uuid, command, arguments, max(seconds, AGENT_SECONDS))
+        )
 
     def sh(self, script: str) -> str:
         done = agent.run(self.call, ["/bin/sh", "-ec", script], seconds=AGENT_SECONDS)

@@ -9,8 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
+
+from hvctl.errors import HvctlError
+
+T = TypeVar("T")
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -34,6 +38,19 @@ def await_true(holds: Callable[[], bool], what: str, seconds: float = SECONDS) -
     while not holds():
         assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
+
+
+def patient(ask: Callable[[], T]) -> T:
+    """An answer of a guest's agent, asked for again while libvirt has its channel for closed: QEMU tells of a port's
+    state once a second at most, so after a reset libvirt may close it although the agent has answered since."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            return ask()
+        except (AssertionError, HvctlError) as e:
+            if not any(gone in str(e) for gone in _GONE) or time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
@@ -117,16 +134,7 @@ class Guest:
         return json.loads(virsh("qemu-agent-command", self.uuid, request, "--timeout", "10"))["return"]
 
     def _ask(self, command: str, **arguments: Any) -> Any:
-        """An answer of the agent, asked again while libvirt has its channel for closed: QEMU tells of a port's state
-        once a second at most, so after a reset libvirt may close it although the agent has answered since."""
-        until = time.monotonic() + SECONDS
-        while True:
-            try:
-                return self._agent(command, **arguments)
-            except AssertionError as e:
-                if not any(gone in str(e) for gone in _GONE) or time.monotonic() >= until:
-                    raise
-                time.sleep(0.05)
+        return patient(lambda: self._agent(command, **arguments))
 
     def answers(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from host.outside import patient
 from hvctl.adapters import diskseat, diskspare, guestdisk, imagestore, qemuimg
 from hvctl.adapters.diskfiles import Files
 from hvctl.adapters.diskswap import restore_disk
@@ -183,7 +184,7 @@ def test_a_guest_that_writes_while_a_copy_is_made(guest: Guest, tmp_path: Path) 
     guest.take("one")
     loop = "while [ -e /run/busy ]; do head -c 100k /dev/urandom | dd of=/dev/vdb bs=64k seek=200 conv=fsync; done"
     guest.sh(f"touch /run/busy; ({loop}) > /dev/null 2>&1 &")
-    guest.outside.host.domains.agent(guest.uuid, "guest-ping", {}, 5.0)
+    patient(lambda: guest.outside.host.domains.agent(guest.uuid, "guest-ping", {}, 5.0))
     plan = guest.prepare("one")
     guest.sh("rm /run/busy; sync")
     files = Files(guest.overlay())

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from host.copies import Copies, copies
-from host.outside import Guest
+from host.outside import Guest, patient
 from hvctl.adapters import qemuimg
 from hvctl.adapters.machine import QemuMachine
 from hvctl.adapters.qmp import Qmp
@@ -155,15 +155,9 @@ def capability_is_off(vm: Vm) -> bool:
 def spoil(outside: RealOutside, vm: Vm) -> None:
     """Marks in RAM and on the disk, and more of both: pages and clusters that the snapshot has not."""
     outside.spoil(vm.uuid)
-    outside.host.domains.agent(
-        vm.uuid,
-        "guest-exec",
-        {
-            "path": "/bin/sh",
-            "arg": ["-c", "for f in /run/junk /data/junk; do head -c 4m /dev/urandom > $f; done; sync"],
-        },
-        5.0,
-    )
+    script = "for f in /run/junk /data/junk; do head -c 4m /dev/urandom > $f; done; sync"
+    command = {"path": "/bin/sh", "arg": ["-c", script]}
+    patient(lambda: outside.host.domains.agent(vm.uuid, "guest-exec", command, 5.0))
 
 
 def await_content(outside: RealOutside, vm: Vm, wanted: Mapping[str, str]) -> None:
@@ -286,7 +280,7 @@ def refused(outside: RealOutside, machine: QemuMachine, vm: Vm, snapshot: Snapsh
 def test_a_plugged_device_is_named(outside: RealOutside, machine: QemuMachine, vm: Vm) -> None:
     with taken(outside, machine, vm) as at:
         ask(vm, "object-add", {"qom-type": "memory-backend-ram", "id": "plugged", "size": 1 << 20})
-        refused(outside, machine, vm, at.snapshot, "memory plugged 1048576 is new")
+        refused(outside, machine, vm, at.snapshot, "'memory plugged 1048576' is new")
         ask(vm, "object-del", {"id": "plugged"})
         assert binding(machine, vm) == at.snapshot.binding
 
@@ -308,7 +302,7 @@ def test_a_block_job_is_named(outside: RealOutside, machine: QemuMachine, vm: Vm
         job = {"job-id": "copy", "device": at.snapshot.nodes[0], "target": "sink", "sync": "full", "speed": 1}
         ask(vm, "blockdev-backup", job)
         try:
-            refused(outside, machine, vm, at.snapshot, "job copy backup is new")
+            refused(outside, machine, vm, at.snapshot, "'job copy backup' is new")
             with pytest.raises(RefusedError, match="block job is running: copy"):
                 machine.nodes(vm)
         finally:
