@@ -61,12 +61,11 @@ def cycle(engine: Engine) -> str:
     """One look at each VM that is guarded, and at most one action on each; in words. HvctlError names those that could
     not be looked at, after all others were."""
     settle(engine)
-    expire(engine)
+    done, faults = [], expire(engine)
     armed = _armed(engine)
-    if not armed:
+    if not (armed or faults):
         return "nobody is guarded"
     host = look_at_host(engine)
-    done, faults = [], []
     for vm, watch in armed:
         try:
             one = look(engine, host, vm, watch)

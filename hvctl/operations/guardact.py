@@ -3,7 +3,6 @@ decision, so that a death in between is seen by who comes next, and nothing is d
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 from hvctl.decide.growth import growth
@@ -68,16 +67,22 @@ def settle(engine: Engine) -> int:
     return settled
 
 
-def expire(engine: Engine) -> int:
-    """Delete the snapshots that were kept for an undo and whose time is over; how many."""
-    gone = 0
+def expire(engine: Engine) -> list[str]:
+    """Delete the snapshots that were kept for an undo and whose time is over; why some could not be: they are tried
+    again at the next look, and hold up nobody's."""
+    faults = []
     for one in engine.store.guards.kept(engine.facts.name):
-        if one.kept_until is not None and one.kept_until <= engine.clock():
-            with contextlib.suppress(NotFoundError):
-                snapshots.delete(engine, one.vm_uuid, one.kept)
-            engine.store.guards.change(engine.facts.name, replace(one, kept_until=None))
-            gone += 1
-    return gone
+        if one.kept_until is None or one.kept_until > engine.clock():
+            continue
+        try:
+            snapshots.delete(engine, one.vm_uuid, one.kept)
+        except NotFoundError:
+            pass
+        except HvctlError as e:
+            faults.append(f"{one.kept} of {one.vm_name} is still there: {e.message}")
+            continue
+        engine.store.guards.change(engine.facts.name, replace(one, kept_until=None))
+    return faults
 
 
 def undo(engine: Engine, ref: str, *, dry_run: bool = False, key: str | None = None) -> Outcome:

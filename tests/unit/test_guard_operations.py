@@ -362,6 +362,21 @@ def test_whoever_has_the_vm_is_not_disturbed_and_it_is_tried_again(node: Node) -
     assert node.cycle().outcome == "done"
 
 
+def test_a_kept_snapshot_that_cannot_go_now_holds_up_nobody(node: Node) -> None:
+    node.engine.settings = replace(node.engine.settings, lock_wait=0.0)
+    node.arm(watch(SCRATCH, snapshot_first=True, keep=100.0))
+    kept = node.fill(20, 30, 40).kept
+    before = len(node.decisions())
+    node.later(100.0)
+    with vm_lock(node.site.settings.locks_dir, node.uuid, 0.0), pytest.raises(HvctlError, match="still there"):
+        node.cycle()
+    assert len(node.decisions()) > before
+    assert kept in [s.name for s in node.engine.host.machine.snapshots(node.uuid)]
+    node.later(1.0)
+    node.cycle()
+    assert [s.name for s in node.engine.host.machine.snapshots(node.uuid)] == ["clean"]
+
+
 def test_an_action_that_fails_is_not_tried_again_at_once(node: Node) -> None:
     node.arm(watch("cache", resident=256 * MIB))
     node.leak()
