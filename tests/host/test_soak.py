@@ -192,18 +192,29 @@ def test_uniqueness_and_what_it_is_without_the_hook(site: Site, tmp_path: Path) 
         with working(guest, 1, []) as worker:
             worker.random()
             verbs.take(engine, guest.name, "s")
-            found, silent = [], []
+            found = []
             for _ in range(20):
                 done = verbs.reset(engine, guest.name, "s")
                 assert done.result["uniqueness"] == "reseeded"
                 found.append(worker.random())
-            for _ in range(3):
-                done = verbs.reset(engine, guest.name, "s", wishes=type(AS_USUAL)(reseed=False, clock=False))
-                assert done.result["uniqueness"] == "not guaranteed"
-                silent.append(worker.random())
             assert len(set(found)) == 20
-            assert len(set(silent)) < 3, "nothing was reseeded, and yet nothing repeats: this test could not fail"
             verbs.delete(engine, guest.name, "s")
+            assert any(repeats(engine, guest, worker) for _ in range(6)), "this test could not fail"
+
+
+def repeats(engine: Engine, guest: Guest, worker: Worker) -> bool:
+    """Whether anything comes twice where nobody reseeds. A kernel that was about to reseed by itself when the snapshot
+    was taken does so after each reset, with what interrupts brought it since; it does so the less often the longer it
+    runs."""
+    worker.random()
+    verbs.take(engine, guest.name, "s")
+    silent = []
+    for _ in range(3):
+        done = verbs.reset(engine, guest.name, "s", wishes=type(AS_USUAL)(reseed=False, clock=False))
+        assert done.result["uniqueness"] == "not guaranteed"
+        silent.append(worker.random())
+    verbs.delete(engine, guest.name, "s")
+    return len(set(silent)) < 3
 
 
 def test_the_journal_tells_what_a_reset_took(site: Site) -> None:
