@@ -48,13 +48,13 @@ def _label(domain: Any) -> str:
 
 def cpu_in_force(domain: Any, vcpus: int, described: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
     """(shares, quota in percent of one CPU) as the kernel has them now; what is described of a domain that is just
-    starting or ending, whose groups are not there yet or any more."""
+    starting or ending, whose groups are not there yet or any more, or that a new libvirtd has not found again yet."""
     try:
         now = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)
     except libvirt.libvirtError as e:
-        if code_of(e) != libvirt.VIR_ERR_SYSTEM_ERROR:
-            raise
-        return described
+        if code_of(e) == libvirt.VIR_ERR_SYSTEM_ERROR or "is not mounted" in text_of(e):
+            return described
+        raise
     whole = percent(now.get("global_quota"), now.get("global_period"))
     each = percent(now.get("vcpu_quota"), now.get("vcpu_period"), vcpus)
     return now.get("cpu_shares"), min((q for q in (whole, each) if q is not None), default=None)

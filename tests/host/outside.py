@@ -98,6 +98,11 @@ class Guest:
         lines = (line.replace(":", " ").split() for line in virsh(verb, self.uuid, *rest).splitlines())
         return {parts[0]: parts[1] for parts in lines if len(parts) == 2}
 
+    def await_report(self) -> None:
+        """Until the guest has told of its memory as it is after this call, and not in the middle of a change."""
+        asked = time.time()
+        await_true(lambda: int(self.stats("dommemstat")["last_update"]) > asked, f"{self.name} reports its memory")
+
     def overlays(self) -> list[Path]:
         sources = self.xml("--inactive").findall("devices/disk/source")
         return [Path(source.get("file", "")) for source in sources]

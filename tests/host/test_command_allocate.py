@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 
 import pytest
 
@@ -54,6 +53,7 @@ def test_everything_at_once_and_back(site: Site, vm: Guest) -> None:
     assert site.show(vm)["allocation"] == record
 
     bare = [word for option in (*NONE, *BURST) for word in (option, "none")]
+    vm.await_report()
     site.ok("allocate", vm.name, "--vcpus", "1", "--memory", "256MiB", *bare)
     assert (vm.online(), vm.mem_total(), vm.memory()) == (1, small, 256 * MIB)
     assert (vm.cpu(), vm.rates(), tuned(vm)) == ((100, None), {}, {})
@@ -111,9 +111,7 @@ def test_memory_that_the_guest_uses_is_not_taken(site: Site, vm: Guest) -> None:
             assert vm.run("wc -c < /run/full/zeros").strip() == str(90 * MIB)
     finally:
         vm.run("umount /run/full")
-        # A report may have been made in the middle of it.
-        gone = time.time()
-        await_true(lambda: int(vm.stats("dommemstat")["last_update"]) > gone, "the guest reports that it is gone")
+        vm.await_report()
         site.ok("allocate", vm.name, "--memory", "256MiB")
 
 

@@ -110,4 +110,5 @@ def test_a_refusal_names_the_lack_and_the_holder(site: Site, vm: Guest) -> None:
     guest = site.guest(name)
     assert (guest.state, ifbs(guest.uuid)) == ("shut off", [])
     site.ok("vm", "delete", name)
+    vm.await_report()
     site.ok("allocate", vm.name, "--memory", "256MiB")

@@ -81,6 +81,7 @@ def test_a_vcpu_that_was_plugged_since_is_in_the_way(site: Site, vm: Guest) -> N
     site.ok("snapshot", "take", vm.name, "small")
     site.ok("allocate", vm.name, "--vcpus", "2", "--memory", "320MiB", "--net-in", "8Mbit")
     site.refused(5, "reset", vm.name, "--to", "small")
+    vm.await_report()
     site.ok("allocate", vm.name, "--vcpus", "1", "--memory", "256MiB", "--net-in", "none")
     site.ok("snapshot", "delete", vm.name, "small")
 

@@ -71,6 +71,7 @@ def test_allocate_is_all_old_or_all_new(site: Site, vm: Guest, before: dict[str,
     assert in_force(vm) == (NEW if state == "done" else before)
     if state == "done":
         none = [w for o in ("--cpu-quota", "--cpu-weight", "--iops", "--net-in", "--net-out") for w in (o, "none")]
+        vm.await_report()
         site.ok("allocate", vm.name, "--vcpus", "1", "--memory", "256MiB", *none)
     assert in_force(vm) == before
 
