@@ -104,6 +104,11 @@ def parse_moment(text: str, now: float) -> float:
     return found.timestamp()
 
 
+def moment(text: str) -> float:
+    """Seconds since 1970 of a time that hvctl itself wrote, in RFC 3339."""
+    return datetime.fromisoformat(text).timestamp()
+
+
 def format_time(at: float) -> str:
     """RFC 3339 in UTC, of seconds since 1970."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

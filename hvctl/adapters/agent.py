@@ -25,7 +25,8 @@ _LAST_POLL = 0.2
 _CLOCK_TOLERANCE = 2.0
 _MAX_VCPUS = 4096
 _PING_SECONDS = 1.0
-_GAP_SECONDS = 3.0
+GAP = 3.0
+"""Seconds for which libvirt may have the agent's channel for closed after a reset."""
 _WAIT_POLL = 0.05
 
 
@@ -107,7 +108,7 @@ def _status(call: Call, pid: int, seconds: float) -> dict[str, Any]:
         return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
     except UnreachableError:
         with contextlib.suppress(DeadlineError):
-            wait(call, _GAP_SECONDS)
+            wait(call, GAP)
         return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from hvctl.decide.victims import MIB
 from hvctl.model.allocation import Change, DiskChange, NicChange
 from hvctl.model.vm import Vm
 
 FULL: Final = 0.95
 """The share of a rate's limit from which on it counts as exhausted: what is throttled never quite reaches it."""
-MIB: Final = 1 << 20
 
 
 def growth(vm: Vm, resource: str, limit: float, margin: int) -> Change:

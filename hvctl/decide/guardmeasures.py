@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hvctl.decide.growth import FULL, MIB
+from hvctl.decide.growth import FULL
+from hvctl.decide.victims import MIB
 from hvctl.model.allocation import Resources
 from hvctl.model.guard import Measure, Points
 from hvctl.model.vm import Vm

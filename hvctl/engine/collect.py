@@ -20,6 +20,7 @@ from hvctl.errors import BusyError, HvctlError, UnreachableError
 from hvctl.model.meter import Reading
 from hvctl.model.operation import Kind, Operation, OpState
 from hvctl.model.sample import EventKind, Sample, VmEvent
+from hvctl.units import moment
 
 LONGEST_CYCLES = 2.5
 """Cycles that may lie between two readings: one may be missing, more are a gap."""
@@ -135,6 +136,6 @@ class Collector:
 
 def _event(operation: Operation) -> VmEvent:
     assert operation.closed_at is not None
-    at = datetime.fromisoformat(operation.closed_at).timestamp()
+    at = moment(operation.closed_at)
     detail = str(operation.request.get("to", operation.request.get("rung", "")))
     return VmEvent(operation.vm_uuid, operation.vm_name, _JOURNAL[operation.kind], at, detail, operation.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from hvctl.decide.admission import holders
@@ -19,6 +18,7 @@ from hvctl.model.host import Ledger
 from hvctl.model.operation import Kind, Operation, OpState
 from hvctl.model.pool import Rung
 from hvctl.model.vm import State, Vm
+from hvctl.units import moment
 
 if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
@@ -78,7 +78,7 @@ def lasting(engine: Engine) -> dict[str, Record]:
 
 
 def _age(now: float, mine: Sequence[Operation]) -> float | None:
-    ends = [_moment(o.closed_at) for o in mine if o.kind in _KEEPING and o.closed_at]
+    ends = [moment(o.closed_at) for o in mine if o.kind in _KEEPING and o.closed_at]
     return max(0.0, now - max(ends)) if ends else None
 
 
@@ -86,10 +86,6 @@ def _restarts(mine: Sequence[Operation]) -> dict[Rung, float]:
     took: dict[Rung, list[float]] = {}
     for operation in mine:
         if operation.kind is Kind.RESUME and operation.closed_at and operation.request.get("rung") in set(Rung):
-            seconds = _moment(operation.closed_at) - _moment(operation.opened_at)
+            seconds = moment(operation.closed_at) - moment(operation.opened_at)
             took.setdefault(Rung(operation.request["rung"]), []).append(seconds)
     return {rung: statistics.median(seconds) for rung, seconds in took.items()}
-
-
-def _moment(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

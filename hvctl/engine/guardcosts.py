@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from hvctl import codec
@@ -18,6 +17,7 @@ from hvctl.model.operation import Kind, Operation
 from hvctl.model.reset import WHOLE
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import State, Vm
+from hvctl.units import moment
 
 if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
@@ -31,7 +31,9 @@ def cost_of(allowed: Allowed, done: Sequence[Operation], to: str | None, snapsho
     work = 0.0
     if allowed.act.needs_snapshot:
         # Since what goes back was last as it is in the snapshot.
-        fresh = [moment(o.closed_at) for o in (*like, *_resets(done, codec.dump(WHOLE))) if o.request.get("to") == to]
+        fresh = [
+            moment(o.closed_at or "") for o in (*like, *_resets(done, codec.dump(WHOLE))) if o.request.get("to") == to
+        ]
         fresh += [moment(snapshot.created_at)] if snapshot else []
         work = max(0.0, at - max(fresh)) if fresh else 0.0
     return _measured(allowed, [_paused(o) for o in like], work)
@@ -53,11 +55,6 @@ def refusal_of(engine: Engine, vm: Vm, allowed: Allowed) -> str | None:
     return unready.message if unready else None
 
 
-def moment(text: str | None) -> float:
-    """Seconds since 1970 from RFC 3339."""
-    return datetime.fromisoformat(text or "").timestamp()
-
-
 def _resets(done: Sequence[Operation], scope: object) -> list[Operation]:
     return [o for o in done if o.kind is Kind.RESET and o.request.get("scope") == scope]
 
@@ -75,4 +72,4 @@ def _paused(operation: Operation) -> float:
 
 
 def _seconds(operation: Operation) -> float:
-    return max(0.0, moment(operation.closed_at) - moment(operation.opened_at))
+    return max(0.0, moment(operation.closed_at or "") - moment(operation.opened_at))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from hvctl.decide import guardmeasures
 from hvctl.decide.admission import holders
+from hvctl.decide.afterstart import demand
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
 from hvctl.decide.reservations import UNLIMITED, room
 from hvctl.decide.victims import MIB
 from hvctl.engine.diskuse import filled
 from hvctl.engine.expected import newest
-from hvctl.engine.guardcosts import cost_of, moment, refusal_of
+from hvctl.engine.guardcosts import cost_of, refusal_of
 from hvctl.engine.handover import capacity
 from hvctl.engine.observe import observe_all
 from hvctl.errors import HvctlError
@@ -26,6 +27,7 @@ from hvctl.model.operation import OpState
 from hvctl.model.prediction import Prediction
 from hvctl.model.sample import Sample
 from hvctl.model.vm import Disk, Vm
+from hvctl.units import moment
 
 if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
@@ -224,11 +226,12 @@ def _used(seen: Sample | VmReading) -> float | None:
 
 
 def _iops(s: Sample) -> float | None:
-    return _sum(s.disk_reads, s.disk_writes)
+    return demand(s, "iops")
 
 
 def _disk_rate(s: Sample) -> float | None:
-    return _sum(s.disk_read_bytes, s.disk_write_bytes)
+    rate = demand(s, "disk")
+    return None if rate is None else rate * 1e3
 
 
 def _received(s: Sample) -> float | None:
@@ -237,7 +240,3 @@ def _received(s: Sample) -> float | None:
 
 def _sent(s: Sample) -> float | None:
     return None if s.net_tx_bytes is None else s.net_tx_bytes * 8
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other

@@ -10,14 +10,14 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from hvctl.forecasting.arbiter import Standing, learn
+from hvctl.forecasting.arbiter import MIN_CASES, Standing, learn
 from hvctl.forecasting.drift import Coverage
 from hvctl.forecasting.forecast import forecasts
 from hvctl.forecasting.lessons import scales
 from hvctl.forecasting.margin import FLEET_RATE, RATE, OnlineMargin
 from hvctl.forecasting.panel import Panel, key_of, voice
 from hvctl.forecasting.score import pinball
-from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Series
+from hvctl.forecasting.series import F32, RESOURCES, STEP, TARGETS, Cases, Series, outcomes
 from hvctl.forecasting.spread import UPPER
 from hvctl.model.forecast import Answerer
 from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
@@ -72,6 +72,23 @@ def predictions(series: Series, panel: Panel, made_at: int) -> list[Prediction]:
     return found
 
 
+def came(series: Series, made: Sequence[Prediction]) -> list[Prediction]:
+    """Those forecasts of whose hour something was measured, with what came. An hour that ends after the series does is
+    not over yet, as far as anybody can tell."""
+    place = {vm: i for i, vm in enumerate(series.vms)}
+    found = []
+    for resource, values in groupby(sorted(made, key=lambda p: p.resource), key=lambda p: p.resource):
+        ours = [p for p in values if p.vm_uuid in place and p.made_at >= series.start]
+        if not ours or resource not in series.values:
+            continue
+        cut = np.array([(p.made_at - series.start) // STEP for p in ours])
+        vm = np.array([place[p.vm_uuid] for p in ours])
+        horizon = np.array([p.horizon // STEP for p in ours])
+        actual = zip(ours, *outcomes(series, resource, Cases(vm, cut, np.zeros_like(cut), horizon, cut)), strict=True)
+        found += [p._replace(actual_peak=float(v), actual_mean=float(m)) for p, v, m in actual if np.isfinite(v)]
+    return found
+
+
 class Lessons:
     """What was learned before: margins of the fleet and of VMs, and who has won, of the models in use. The same of what
     has changed since is in new_fleet, new_own and new_stood."""
@@ -118,6 +135,14 @@ class Lessons:
             for r in self._stood.values()
             if r.model_name == self._name
         }
+
+    def fleet(self) -> list[FleetMargin]:
+        return list(self._fleet.values())
+
+    def coverages(self) -> dict[str, float]:
+        """By the key of forecasting.panel.voice, where enough cases were seen."""
+        enough = (f for f in self._fleet.values() if f.cases >= MIN_CASES)
+        return {voice(Answerer(f.answered), f.resource, f.target): f.covered / f.recent for f in enough}
 
     def margins(self, vms: Sequence[str] | None = None) -> dict[str, OnlineMargin]:
         """By the key of forecasting.panel.voice, in the order of these VMs, or of all that have one."""

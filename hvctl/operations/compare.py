@@ -10,9 +10,8 @@ from typing import Final
 import numpy as np
 
 from hvctl.engine.operate import Engine
-from hvctl.forecasting.arbiter import MIN_CASES, Standing
+from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.drift import Coverage
-from hvctl.forecasting.margin import OnlineMargin
 from hvctl.forecasting.panel import Panel, voice
 from hvctl.forecasting.rounds import HORIZON, Lessons
 from hvctl.forecasting.series import RESOURCES
@@ -45,30 +44,20 @@ class Drift:
     vm_most: float
 
 
-def standings(engine: Engine, panel: Panel) -> dict[str, Standing]:
-    """By resource and target, of the models in use."""
-    return Lessons(panel, stood=engine.store.forecasts.standings(engine.facts.name).values()).standings()
-
-
-def margins(engine: Engine, panel: Panel, vms: Sequence[str] | None = None) -> dict[str, OnlineMargin]:
-    """By the key of forecasting.panel.voice, in the order of these VMs, or of all that have one."""
+def learned(engine: Engine, panel: Panel, vms: Sequence[str] | None = None) -> Lessons:
+    """What this node's own record says of the models in use, and of these VMs, or of all."""
     host, store, name = engine.facts.name, engine.store.forecasts, panel.name or ""
-    return Lessons(panel, store.fleet_margins(host, name), store.vm_margins(host, name, vms)).margins(vms)
-
-
-def coverages(engine: Engine, name: str | None) -> dict[str, float]:
-    """By the same key, where enough cases were seen."""
-    found = engine.store.forecasts.fleet_margins(engine.facts.name, name or "")
-    return {
-        voice(Answerer(f.answered), f.resource, f.target): f.covered / f.recent for f in found if f.cases >= MIN_CASES
-    }
+    return Lessons(
+        panel, store.fleet_margins(host, name), store.vm_margins(host, name, vms), store.standings(host).values()
+    )
 
 
 def drift(engine: Engine, panel: Panel) -> list[Drift]:
     """Of everybody whose forecasts were compared with what came."""
-    made = margins(engine, panel)
+    known = learned(engine, panel)
+    made = known.margins()
     found = []
-    for f in engine.store.forecasts.fleet_margins(engine.facts.name, panel.name or ""):
+    for f in known.fleet():
         margin = made[voice(Answerer(f.answered), f.resource, f.target)]
         moved = margin.drift()
         wins = panel.standings.get(f"{f.resource}-{f.target}", Standing()).model
@@ -90,7 +79,7 @@ def drift(engine: Engine, panel: Panel) -> list[Drift]:
     return sorted(found, key=lambda d: (RESOURCES.index(d.resource), d.target != "peak", not d.answering))
 
 
-def learned(engine: Engine, panel: Panel, now: int) -> int:
+def learn(engine: Engine, panel: Panel, now: int) -> int:
     """Teach the arbiter and the margins what came; how many peaks. Forecasts of hours that overlap are no independent
     witnesses, so of each resource one round an hour is learned from, once, and only what was said with the set of
     models that is in use."""

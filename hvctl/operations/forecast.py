@@ -71,12 +71,8 @@ class Told:
 def panel_of(engine: Engine, vms: Sequence[str]) -> Panel:
     """Everybody who may answer here about these VMs, with what this node's own record says of the models in use."""
     panel = models.panel(engine.settings)
-    return replace(
-        panel,
-        standings=compare.standings(engine, panel),
-        margins=compare.margins(engine, panel, vms),
-        coverages=compare.coverages(engine, panel.name),
-    )
+    known = compare.learned(engine, panel, vms)
+    return replace(panel, standings=known.standings(), margins=known.margins(vms), coverages=known.coverages())
 
 
 def found_vm(engine: Engine, ref: str) -> tuple[str, str, Vm | None]:

@@ -3,18 +3,15 @@ guest runs for it. The shipped ones lie in snapshots/."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from hvctl import codec
 from hvctl.decide.scope import parse_scope
-from hvctl.errors import HvctlError, NotFoundError, UsageError
+from hvctl.errors import UsageError
 from hvctl.model.reset import AS_USUAL, Hooks, Scope, Wishes
 from hvctl.model.tracker import TrackerKind
+from hvctl.operations import policyfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +31,18 @@ class Policy:
     after: tuple[tuple[str, ...], ...] = ()
 
 
-def folder() -> Path:
-    """Where this installation has its policies."""
-    packaged = resources.files("hvctl") / "_snapshots"
-    return Path(str(packaged)) if packaged.is_dir() else Path(__file__).parents[2] / "snapshots"
-
-
 def shipped() -> dict[str, Path]:
     """The policies of this installation by name."""
-    return {path.stem: path for path in sorted(folder().glob("*.toml"))}
+    return policyfile.shipped()
 
 
 def load(name: str) -> Policy:
     """A shipped policy by name, or one from a file; NotFoundError, UsageError."""
-    path = shipped().get(name) or Path(name)
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text())
-    except FileNotFoundError as e:
-        raise NotFoundError(f"there is no reset policy {name!r}.", f"shipped: {', '.join(shipped())}; or a file") from e
-    except (OSError, ValueError) as e:
-        raise UsageError(f"the policy {path} cannot be read: {e}.") from e
-    unknown = sorted(set(document) - set(Policy.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"the policy {path} says {unknown[0]!r}, which means nothing.", "see snapshots/README.md")
-    try:
-        said = codec.load(Policy, document)
-    except HvctlError as e:
-        raise UsageError(f"the policy {path} is not one: {e.message}", "see snapshots/README.md") from e
+    path, document = policyfile.read(name, shipped(), "reset")
+    policyfile.check_keys(path, document, Policy)
+    said = policyfile.parsed(Policy, path, document)
     if not all(argv and argv[0] for argv in (*said.before, *said.after)):
-        raise UsageError(f"the policy {path} names no program in one of its hooks.", "see snapshots/README.md")
+        raise UsageError(f"the policy {path} names no program in one of its hooks.", policyfile.README)
     return said
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from hvctl import codec
-from hvctl.errors import HvctlError, NotFoundError, UsageError
+from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.series import STEP
 from hvctl.model.guard import Watch
-from hvctl.operations import guardpolicy
-from hvctl.operations.policy import folder
+from hvctl.operations import guardpolicy, policyfile
 from hvctl.replay.policy import Amount, Policy
 from hvctl.units import parse_duration
 
-README: Final = "see snapshots/README.md"
 BESIDE: Final = ("lowest-priority-first", "static")
 """Every replay shows these beside what was asked for."""
 _LONGEST: Final = 7 * 86400.0
-_WORDS: Final[Mapping[str, Callable[[str], float | None]]] = {
+_WORDS: Final[policyfile.Words] = {
     "every": parse_duration,
     "back": parse_duration,
     "grace": parse_duration,
@@ -30,8 +25,7 @@ _WORDS: Final[Mapping[str, Callable[[str], float | None]]] = {
 
 
 def shipped() -> dict[str, Path]:
-    """By name."""
-    return {path.stem: path for path in sorted((folder() / "replay").glob("*.toml"))}
+    return policyfile.shipped("replay")
 
 
 def chosen(names: list[str]) -> tuple[Policy, ...]:
@@ -46,26 +40,13 @@ def chosen(names: list[str]) -> tuple[Policy, ...]:
 
 def load(name: str) -> Policy:
     """A shipped policy by name, or one from a file; NotFoundError, UsageError."""
-    path = shipped().get(name) or Path(name)
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as e:
-        known = ", ".join(shipped())
-        raise NotFoundError(f"there is no replay policy {name!r}.", f"shipped: {known}; or a file") from e
-    except (OSError, ValueError) as e:
-        raise UsageError(f"the policy {path} cannot be read: {e}.", README) from e
-    allowed = sorted({f.name for f in fields(Policy)} - {"name"})
-    if unknown := sorted(set(document) - set(allowed)):
-        raise UsageError(f"the policy {path} says {unknown[0]!r}, which means nothing.", f"known: {', '.join(allowed)}")
+    path, document = policyfile.read(name, shipped(), "replay")
+    policyfile.check_keys(path, document, Policy, frozenset({"name"}))
     guard = document.pop("guard", None)
-    try:
-        said = {key: _value(path, key, value) for key, value in document.items()}
-        policy = codec.load(Policy, {"name": path.stem, **said})
-    except HvctlError as e:
-        raise UsageError(f"the policy {path} is not one: {e.message}", e.hint or README) from e
+    policy = policyfile.parsed(Policy, path, {**document, "name": path.stem}, _WORDS)
     if wrong := problem(policy):
-        raise UsageError(f"the policy {path} does not work: {wrong}.", README)
-    return replace(policy, name=path.stem, guard=None if guard is None else _guard(path, guard))
+        raise UsageError(f"the policy {path} does not work: {wrong}.", policyfile.README)
+    return replace(policy, guard=None if guard is None else _guard(path, guard))
 
 
 def _guard(path: Path, name: Any) -> Watch:
@@ -98,12 +79,3 @@ def problem(policy: Policy) -> str | None:
     if not policy.rungs:
         return "it has no rungs"
     return None
-
-
-def _value(path: Path, key: str, value: Any) -> Any:
-    parse = _WORDS.get(key)
-    if parse is None:
-        return value
-    if not isinstance(value, str):
-        raise UsageError(f"{key} = {value!r} in the policy {path} has no unit.", 'write it as "1h"')
-    return parse(value)

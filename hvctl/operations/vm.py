@@ -26,7 +26,6 @@ from hvctl.model.vm import Accel, DiskSpec, NicSpec, State, Vm, VmSpec
 from hvctl.units import format_size
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-AGENT_GAP = 3.0
 DISKS = 20  # they share the slots of one PCI bus with everything else
 LABEL = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 
@@ -257,7 +256,7 @@ def run(engine: Engine, ref: str, argv: Sequence[str], stdin: bytes, seconds: fl
         # libvirt has the agent's channel for closed about a second after a reset. Waited for before the program is
         # started, never after: it must not run twice.
         with contextlib.suppress(DeadlineError):
-            guest.wait(call, min(seconds, AGENT_GAP))
+            guest.wait(call, min(seconds, guest.GAP))
     return guest.run(call, argv, stdin, seconds, limit)
 
 

@@ -4,15 +4,15 @@ come the forecasts, and from what came of them the arbiter's record."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from hvctl.forecasting.panel import Panel
-from hvctl.forecasting.rounds import HORIZON, Lessons, predictions
-from hvctl.forecasting.series import F32, F64, STEP, Cases, Flags, Series, outcomes
+from hvctl.forecasting.rounds import HORIZON, Lessons, came, predictions
+from hvctl.forecasting.series import F32, F64, STEP, Flags, Series
 from hvctl.model.forecast import Answerer
 from hvctl.model.guard import Points
 from hvctl.model.prediction import Prediction
@@ -60,9 +60,8 @@ class Sight:
 
     def forecasts(self, slot: int) -> dict[int, dict[str, Prediction]]:
         """By VM and resource, as of the beginning of `slot`, of those of whom an hour is known."""
-        self._learn(slot)
-        first = max(0, slot - WEEK)
-        series = self._window(first, slot)
+        series = self._window(max(0, slot - WEEK), slot)
+        self._learn(series)
         made = predictions(series, self.panel, series.start + series.slots * STEP)
         self._made.append(made)
         number = {vm: i for i, vm in enumerate(series.vms)}
@@ -77,28 +76,12 @@ class Sight:
         values = {r: v[:, first:slot] for r, v in self.observed.items()}
         return Series(whole.vms, whole.start + first * STEP, values, whole.sizes)
 
-    def _learn(self, slot: int) -> None:
-        """From rounds whose hour is over, as the node does."""
-        now = self.fleet.series.start + slot * STEP
+    def _learn(self, series: Series) -> None:
+        """From rounds whose hour is over, as the node does. series: what was seen until now."""
+        now = series.start + series.slots * STEP
         learned = 0
         while self._made and (not self._made[0] or self._made[0][0].made_at + HORIZON <= now):
-            learned += self._lessons.learn(self._come(self._made.pop(0)))
+            learned += self._lessons.learn(came(series, self._made.pop(0)))
         if learned:
             margins = self._lessons.margins(self.fleet.series.vms)
             self.panel = replace(self.panel, standings=self._lessons.standings(), margins=margins)
-
-    def _come(self, made: Sequence[Prediction]) -> list[Prediction]:
-        """The forecasts of one round with what was seen of their hour."""
-        if not made:
-            return []
-        cut = (made[0].made_at - self.fleet.series.start) // STEP
-        hour = self._window(cut, cut + _HOUR)
-        number = {vm: i for i, vm in enumerate(hour.vms)}
-        found = []
-        for resource in COUNTED:
-            ours = [p for p in made if p.resource == resource]
-            vms = np.array([number[p.vm_uuid] for p in ours], np.int64)
-            cases = Cases(vms, *(np.full(len(ours), v, np.int64) for v in (0, 0, _HOUR, 0)))
-            came = zip(ours, *outcomes(hour, resource, cases), strict=True)
-            found += [p._replace(actual_peak=float(v), actual_mean=float(m)) for p, v, m in came if np.isfinite(v)]
-        return found
