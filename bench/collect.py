@@ -19,12 +19,12 @@ from typing import Any
 
 from report import say, write
 
-from hvctl.adapters import imagestore
-from hvctl.adapters.bulk import insert_rows
-from hvctl.adapters.database import Database
 from hvctl.adapters.fake import FakeWorld, open_fake
-from hvctl.adapters.sampletables import RAW_SAMPLE, ROLLED_SAMPLE
-from hvctl.adapters.store import Store
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.store.bulk import insert_rows
+from hvctl.adapters.store.database import Database
+from hvctl.adapters.store.sampletables import RAW_SAMPLE, ROLLED_SAMPLE
+from hvctl.adapters.store.store import Store
 from hvctl.decide.rates import used
 from hvctl.decide.rollup import SLOT, roll_up
 from hvctl.engine.collect import Collector

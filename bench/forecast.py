@@ -15,7 +15,7 @@ from forecastmodels import Taught, shipped, teach
 from forecastplanet import planet
 from report import say, write
 
-from hvctl.adapters.seriesfile import read
+from hvctl.adapters.models.seriesfile import read
 from hvctl.errors import HvctlError, UsageError
 from hvctl.forecasting.features import FEATURES, features
 from hvctl.forecasting.lessons import drawn

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvctl.adapters.boosters import Boosters, Silence
-from hvctl.adapters.boostertraining import Lesson, train
-from hvctl.adapters.modelstore import SHIPPED, ModelStore
+from hvctl.adapters.models.boosters import Boosters, Silence
+from hvctl.adapters.models.boostertraining import Lesson, train
+from hvctl.adapters.models.modelstore import SHIPPED, ModelStore
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PRICING, QUANTILES, material, parameters
 from hvctl.forecasting.series import F32, RESOURCES, TARGETS, Cases, Series

@@ -14,10 +14,10 @@ from typing import Any
 
 from report import say, write
 
-from hvctl.adapters.bulk import insert_rows
-from hvctl.adapters.database import Database
 from hvctl.adapters.fake import FakeWorld
-from hvctl.adapters.sampletables import ROLLED_SAMPLE
+from hvctl.adapters.store.bulk import insert_rows
+from hvctl.adapters.store.database import Database
+from hvctl.adapters.store.sampletables import ROLLED_SAMPLE
 from hvctl.decide.rollup import SLOT
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine

@@ -14,8 +14,8 @@ import numpy as np
 from forecastmodels import shipped, teach
 from report import say
 
-from hvctl.adapters.modelstore import SHIPPED, write_set
-from hvctl.adapters.seriesfile import read
+from hvctl.adapters.models.modelstore import SHIPPED, write_set
+from hvctl.adapters.models.seriesfile import read
 from hvctl.forecasting.features import FEATURES, feature_hash
 from hvctl.forecasting.lessons import PARAMETERS, PRICING, drawn
 from hvctl.forecasting.panel import voice

@@ -18,7 +18,7 @@ import numpy as np
 from forecast import traces
 from report import say, write
 
-from hvctl.adapters.seriesfile import read
+from hvctl.adapters.models.seriesfile import read
 from hvctl.errors import HvctlError
 from hvctl.forecasting.panel import Panel, key_of
 from hvctl.forecasting.rulebook import Rulebook, composite

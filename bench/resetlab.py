@@ -13,7 +13,7 @@ from pathlib import Path
 
 from report import say
 
-from hvctl.adapters import agent
+from hvctl.adapters.guest import agent
 from hvctl.engine.applied import agent_call
 from hvctl.engine.operate import Engine
 from hvctl.errors import DeadlineError, HvctlError, NotFoundError, UnreachableError

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Tests look at hvctl through qemu-img too; in the product one module calls it, and one knows its package.
-QEMU_IMG = {"hvctl/adapters/qemuimg.py", "hvctl/adapters/tools.py"}
+QEMU_IMG = {"hvctl/adapters/qemu/qemuimg.py", "hvctl/adapters/tools.py"}
 LINES = 400
 MACHINE = re.compile(r"(?<![\w./-])/(work|root|tmp)(?=[/\"'\s`]|$)")
 REGISTRY = re.compile(r"https?://[^\s\"'<>)]*(pypi|pythonhosted|proxy|mirror|registry|npmjs|crates\.io|debian\.org)")

@@ -28,7 +28,7 @@ def vm_names(incomplete: str) -> list[str]:
 def _domains(settings: Settings) -> Domains:
     """libvirt alone, without the kernel's traffic control and the insides of QEMU, which take longer to load."""
     if settings.uri.startswith("qemu:///"):
-        from hvctl.adapters.libvirt import LibvirtDomains
+        from hvctl.adapters.libvirt.host import LibvirtDomains
 
         return LibvirtDomains(settings)
     from hvctl.engine.runtime import open_host

@@ -94,7 +94,7 @@ def forecast(
     options = globals_of(context)
     with options.engine() as engine:
         if plot is not None:
-            from hvctl.adapters import plot as pictures
+            from hvctl.adapters.models import plot as pictures
 
             pictures.check(plot)
         told = verbs.forecast_vm(

@@ -77,7 +77,7 @@ def prepare(
 
     A second run changes nothing.
     """
-    from hvctl.adapters import hostprep
+    from hvctl.adapters.node import hostprep
 
     options = globals_of(context)
     settings = options.settings()

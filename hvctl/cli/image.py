@@ -42,7 +42,7 @@ def build(
 @app.command("list")
 def list_(context: typer.Context) -> None:
     """List the images there are."""
-    from hvctl.adapters import imagestore
+    from hvctl.adapters.images import imagestore
 
     options = globals_of(context)
     found = imagestore.list_images(options.settings())

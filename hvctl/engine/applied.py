@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvctl.adapters import agent as guest
+from hvctl.adapters.guest import agent as guest
 from hvctl.model import plan as p
 from hvctl.model.snapshot import Snapshot
 from hvctl.ports import Host
@@ -30,5 +30,5 @@ class Applied:
 
 
 def agent_call(host: Host, uuid: str) -> guest.Call:
-    """The guest agent of one VM as adapters/agent.py wants it."""
+    """The guest agent of one VM as adapters/guest/agent.py wants it."""
     return lambda command, arguments, seconds: host.domains.agent(uuid, command, arguments, seconds)

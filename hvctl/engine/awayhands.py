@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from hvctl.adapters import notice
+from hvctl.adapters.guest import notice
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
 from hvctl.errors import BusyError, HvctlError, RefusedError
 from hvctl.model import awaysteps as a

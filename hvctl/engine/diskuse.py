@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvctl.adapters import guestdisk
+from hvctl.adapters.guest import guestdisk
 from hvctl.engine.applied import agent_call
 from hvctl.errors import HvctlError
 from hvctl.model.vm import State, Vm

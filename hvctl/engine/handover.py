@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from hvctl.adapters.poolstore import PoolMove
+from hvctl.adapters.store.poolstore import PoolMove
 from hvctl.decide.admission import capacity_of, holders
 from hvctl.decide.reservations import grantable
 from hvctl.engine.observe import observe_all

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import assert_never
 
-from hvctl.adapters import agent as guest
+from hvctl.adapters.guest import agent as guest
 from hvctl.decide.allocate import memory_floor
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
 from hvctl.engine.archivehands import archive_hand

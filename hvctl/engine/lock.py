@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.adapters.process import boot_id, start_time
+from hvctl.adapters.kernel.process import boot_id, start_time
 from hvctl.errors import BusyError, UnreachableError
 from hvctl.model.operation import Phase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from hvctl.adapters import agent
+from hvctl.adapters.guest import agent
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.vm import State, Vm

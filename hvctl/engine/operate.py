@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hvctl import codec
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.decide.admission import admit, holders
 from hvctl.decide.needs import promised_need
 from hvctl.engine.execute import Execution, Progress, StepError

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from hvctl.adapters import agent as guest
+from hvctl.adapters.guest import agent as guest
 from hvctl.decide.reclaim import reclaim_refusal, squeeze_target
 from hvctl.engine.applied import agent_call
 from hvctl.errors import GuestError, RefusedError
@@ -71,7 +71,7 @@ def reclaim(host: Host, vm: Vm, margin: int, seconds: float = 30.0) -> Reclaimed
 def held(vm: Vm) -> int | None:
     """Bytes of guest RAM that the host has; None where it is in no file that can be read."""
     # It brings numpy, and every command that changes something imports this module.
-    from hvctl.adapters.ramfile import resident
+    from hvctl.adapters.ram.ramfile import resident
 
     try:
         return sum(resident(region.path) for region in vm.ram) if vm.ram else None

@@ -25,29 +25,29 @@ def open_host(settings: Settings) -> Host:
             f"{settings.uri!r} is not a local QEMU hypervisor: hvctl shapes and resets VMs on their own host.",
             "run hvctl there, with qemu:///system",
         )
-    from hvctl.adapters.libvirt import LibvirtDomains
-    from hvctl.adapters.storage import FolderStorage
+    from hvctl.adapters.disks.storage import FolderStorage
+    from hvctl.adapters.libvirt.host import LibvirtDomains
 
     domains = LibvirtDomains(settings)
     facts = domains.facts()
 
     def traffic() -> Network:
-        from hvctl.adapters.traffic import TrafficControl
+        from hvctl.adapters.network.traffic import TrafficControl
 
         return TrafficControl()
 
     def machine() -> Machine:
-        from hvctl.adapters.machine import QemuMachine
+        from hvctl.adapters.snapshots.machine import QemuMachine
 
         return QemuMachine(settings, facts, domains.document)
 
     def archives() -> Archives:
-        from hvctl.adapters.archives import LocalArchives
+        from hvctl.adapters.snapshots.archives import LocalArchives
 
         return LocalArchives(settings, facts)
 
     def meter() -> Meter:
-        from hvctl.adapters.libvirt_meter import LibvirtMeter
+        from hvctl.adapters.libvirt.meter import LibvirtMeter
 
         return LibvirtMeter(domains.connection, settings.libvirt_deadline, facts.boot_id)
 
@@ -58,7 +58,7 @@ def open_host(settings: Settings) -> Host:
 @contextmanager
 def open_engine(settings: Settings, progress: Progress = lambda _: None) -> Iterator[Engine]:
     """The engine on one host with its journal migrated to this version; both are closed at the end."""
-    from hvctl.adapters.store import Store
+    from hvctl.adapters.store.store import Store
 
     host = open_host(settings)
     try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hvctl.adapters import agent as guest
+from hvctl.adapters.guest import agent as guest
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
 from hvctl.engine.diskuse import disks_in_use
 from hvctl.engine.parthands import part_hand

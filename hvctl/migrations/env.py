@@ -1,5 +1,5 @@
-"""Alembic's entry point: runs the migrations on the connection, and in the transaction, that hvctl.adapters.schema
-has open."""
+"""Alembic's entry point: runs the migrations on the connection, and in the transaction, that adapters.store.schema has
+open."""
 
 from __future__ import annotations
 

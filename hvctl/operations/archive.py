@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.adapters.domainxml_read import board
+from hvctl.adapters.libvirt.domainxml_read import board
 from hvctl.decide.archive import plan_load, plan_save, refuse_load
 from hvctl.decide.reset import after_reset, binding_difference
 from hvctl.engine.operate import Decision, Engine

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from hvctl.adapters.boosters import Boosters
+from hvctl.adapters.models.boosters import Boosters
 from hvctl.forecasting.features import FEATURES, features
 from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.panel import key_of

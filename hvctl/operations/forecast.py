@@ -163,8 +163,8 @@ def _came(engine: Engine, uuid: str, made_at: int, question: Question) -> dict[s
 
 def plot(engine: Engine, told: Told, path: Path) -> None:
     """A picture of it: the day before, the band from the median to the quantile, and what came so far."""
-    from hvctl.adapters.plot import Panel as Picture
-    from hvctl.adapters.plot import draw
+    from hvctl.adapters.models.plot import Panel as Picture
+    from hvctl.adapters.models.plot import draw
 
     asked = told.question
     after = _window(engine, told.uuid, told.made_at, told.made_at + asked.gap + 2 * asked.horizon)

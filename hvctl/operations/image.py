@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvctl.adapters import imagebuild, imagestore
+from hvctl.adapters.images import imagebuild, imagestore
 from hvctl.model.image import Image
 from hvctl.settings import Settings
 

@@ -78,7 +78,7 @@ def _accel_reason(settings: Settings, found: Vm) -> str:
         return "a fake host"
     if found.accel is Accel.KVM:
         return "hardware virtualization"
-    from hvctl.adapters.kvmprobe import kvm_works
+    from hvctl.adapters.node.kvmprobe import kvm_works
 
     works, reason = kvm_works(settings)
     return "software emulation, though KVM works here now" if works else f"software emulation: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.engine.operate import Engine
 from hvctl.model.operation import Operation, OpState
 from hvctl.model.pool import Held

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hvctl.adapters import seriesfile
-from hvctl.adapters.boosters import Boosters
-from hvctl.adapters.boostertraining import MEMORY, Lesson
-from hvctl.adapters.boostertraining import train as train_in_child
-from hvctl.adapters.modelstore import ModelStore
+from hvctl.adapters.models import seriesfile
+from hvctl.adapters.models.boosters import Boosters
+from hvctl.adapters.models.boostertraining import MEMORY, Lesson
+from hvctl.adapters.models.boostertraining import train as train_in_child
+from hvctl.adapters.models.modelstore import ModelStore
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash

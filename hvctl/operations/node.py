@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.engine.nodelock import last_host
 from hvctl.engine.runtime import open_host
 from hvctl.errors import UnreachableError

@@ -40,7 +40,7 @@ def show(engine: Engine) -> list[dict[str, Any]]:
 def observed_use(engine: Engine, vms: tuple[Vm, ...]) -> dict[str, dict[str, int | None]]:
     """By uuid, of what runs: CPU and network as the kernel counts them, memory as the guest reports it, IOPS as in the
     newest sample (None without one). A guest that does not report is taken to use all that it has."""
-    from hvctl.adapters.hostuse import uses
+    from hvctl.adapters.kernel.hostuse import uses
 
     counted, iops = uses(vms), lately(engine)
     found: dict[str, dict[str, int | None]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hvctl.adapters.samples import JOB_TYPE
+from hvctl.adapters.store.samples import JOB_TYPE
 from hvctl.decide.rollup import SLOT
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError

@@ -61,7 +61,7 @@ class Compared:
 
 def compare(settings: Settings, scene: Scene, policies: Sequence[Policy], say: Callable[[str], None]) -> Compared:
     """NotFoundError, UsageError for a trace that cannot be replayed."""
-    from hvctl.adapters.seriesfile import read
+    from hvctl.adapters.models.seriesfile import read
 
     series = read(scene.trace)
     usual = max(SHORTEST, min(WEEK, int(series.slots * _FIRST)))
@@ -82,7 +82,7 @@ def compare(settings: Settings, scene: Scene, policies: Sequence[Policy], say: C
 
 def plot(compared: Compared, path: Path) -> None:
     """What was demanded, and what each policy held for it, over time. HvctlError if it cannot be written."""
-    from hvctl.adapters.plot import Curve, Stack, compare
+    from hvctl.adapters.models.plot import Curve, Stack, compare
 
     panels = []
     for resource in COUNTED:
@@ -99,6 +99,6 @@ def plot(compared: Compared, path: Path) -> None:
 def check_plot(path: Path | None) -> None:
     """Before anything is replayed."""
     if path is not None:
-        from hvctl.adapters.plot import check
+        from hvctl.adapters.models.plot import check
 
         check(path)

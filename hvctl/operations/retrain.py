@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from hvctl.adapters import seriesfile
+from hvctl.adapters.models import seriesfile
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError
 from hvctl.operations import model as models

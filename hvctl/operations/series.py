@@ -92,7 +92,7 @@ def _starts(engine: Engine, vms: Sequence[str], since: float) -> F64:
 
 def export_file(engine: Engine, path: Path, since: float, until: float | None = None) -> Moved:
     """NotFoundError if nothing was measured in that time; HvctlError if the file cannot be written."""
-    from hvctl.adapters import seriesfile
+    from hvctl.adapters.models import seriesfile
 
     end = engine.clock() if until is None else until
     if since >= end:
@@ -109,7 +109,7 @@ def export_file(engine: Engine, path: Path, since: float, until: float | None = 
 
 def import_file(engine: Engine, path: Path) -> Moved:
     """Take rows of VMs from a file; a row that is there already stays. UsageError if nothing of it would be kept."""
-    from hvctl.adapters import seriesfile
+    from hvctl.adapters.models import seriesfile
 
     series = seriesfile.read(path)
     days, now = engine.settings.rolled_days, engine.clock()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvctl.adapters import agent as guest
+from hvctl.adapters.guest import agent as guest
 from hvctl.decide import life
 from hvctl.engine.applied import agent_call
 from hvctl.engine.observe import observe
@@ -48,7 +48,7 @@ class NewVm:
 
 def create(engine: Engine, new: NewVm, *, dry_run: bool = False, key: str | None = None) -> Outcome:
     """Make a VM: overlays, definition, record; and start it if asked."""
-    from hvctl.adapters import imagestore
+    from hvctl.adapters.images import imagestore
 
     _check(new)
     image = imagestore.find(engine.settings, new.image)
@@ -97,7 +97,7 @@ def _check(new: NewVm) -> None:
 
 
 def _spec(engine: Engine, new: NewVm, image: Image, identity: str) -> VmSpec:
-    from hvctl.adapters.kvmprobe import kvm_works
+    from hvctl.adapters.node.kvmprobe import kvm_works
 
     if new.memory < image.min_memory:
         raise RefusedError(f"{new.image} needs {format_size(image.min_memory)} of memory to boot.", "raise --memory")
@@ -223,7 +223,7 @@ def configure(
 
 def adoption(engine: Engine, vm: Vm) -> tuple[str, str]:
     """The VM's definition as it is, and as warm resets need it."""
-    from hvctl.adapters import domainxml
+    from hvctl.adapters.libvirt import domainxml
 
     xml = domainxml.plain(engine.host.domains.xml(vm.uuid))
     folder = engine.settings.vms_dir / vm.uuid

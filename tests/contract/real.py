@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hvctl.adapters import imagestore, process
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.kernel import process
 from hvctl.engine.runtime import open_host
 from hvctl.errors import UnreachableError
 from hvctl.model.image import Image

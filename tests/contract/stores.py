@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.errors import BusyError, RefusedError
 from hvctl.model.allocation import Resources
 from hvctl.model.host import Ledger

@@ -17,7 +17,7 @@ from host.outside import await_true
 from host.tuns import Tun, add_flow
 
 from hvctl.adapters.fake import FakeWorld, open_fake
-from hvctl.adapters.traffic import TrafficControl
+from hvctl.adapters.network.traffic import TrafficControl
 from hvctl.ports import Network
 
 HOST_ADDRESSES = ("192.0.2.1/24", "2001:db8::1/64")

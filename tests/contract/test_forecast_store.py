@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.model.prediction import FleetMargin, Prediction, Recorded, VmMargin
 from tests.contract.stores import HOST, database_url, migrated_store  # noqa: F401
 from tests.postgresql import postgresql_cluster  # noqa: F401

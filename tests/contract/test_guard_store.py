@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.errors import NotFoundError
 from hvctl.model.guard import (
     Act,

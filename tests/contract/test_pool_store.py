@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hvctl.adapters.poolstore import PoolMove
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.poolstore import PoolMove
+from hvctl.adapters.store.store import Store
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.allocation import Allocation, Record, Resources
 from hvctl.model.host import Ledger, Promise

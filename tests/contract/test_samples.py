@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from hvctl.adapters import samples as module
-from hvctl.adapters.store import Store
+from hvctl.adapters.store import samples as module
+from hvctl.adapters.store.store import Store
 from hvctl.decide.rollup import cutoffs
 from hvctl.model.job import JobRun, RunState
 from hvctl.model.restart import Restart

@@ -23,8 +23,8 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
-from hvctl.adapters import schema, tables
-from hvctl.adapters.store import Store
+from hvctl.adapters.store import schema, tables
+from hvctl.adapters.store.store import Store
 from hvctl.errors import RefusedError, UnreachableError
 from hvctl.model.operation import OpState
 from hvctl.model.prediction import Recorded
@@ -49,8 +49,8 @@ def upgrade():
 MIGRATE = """
 import sys
 from pathlib import Path
-from hvctl.adapters import schema
-from hvctl.adapters.store import Store
+from hvctl.adapters.store import schema
+from hvctl.adapters.store.store import Store
 schema.MIGRATIONS = Path(sys.argv[2])
 Store(sys.argv[1]).migrate()
 """
@@ -106,7 +106,8 @@ def test_migrating_twice_changes_nothing_and_does_not_even_import_alembic(store:
     store.migrate()
     store.check_schema()
     again = (
-        "import sys; from hvctl.adapters.store import Store; s = Store(sys.argv[1]); s.migrate(); s.check_schema()\n"
+        "import sys; from hvctl.adapters.store.store import Store\n"
+        "s = Store(sys.argv[1]); s.migrate(); s.check_schema()\n"
         "assert len(s.operations()) == 1; assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", again, url], check=True, timeout=60)

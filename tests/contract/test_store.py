@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from hvctl.adapters import database
-from hvctl.adapters.store import Store
+from hvctl.adapters.store import database
+from hvctl.adapters.store.store import Store
 from hvctl.errors import BusyError, HvctlError, NotFoundError, RefusedError
 from hvctl.model.allocation import Allocation, NicLimit, Record, Resources
 from hvctl.model.host import FORGET, Ledger, Promise
@@ -273,7 +273,8 @@ def test_fifty_askers_in_four_processes_get_exactly_what_there_is(store: Store, 
 def test_a_process_killed_while_it_opens_leaves_nothing_and_no_lock(store: Store, url: str) -> None:
     begin(store, "db")
     dying = (
-        "import os, signal, sys; from hvctl.adapters.store import Store; from tests.contract.stores import begin\n"
+        "import os, signal, sys; from hvctl.adapters.store.store import Store\n"
+        "from tests.contract.stores import begin\n"
         "begin(Store(sys.argv[1]), 'web', key='k', admit=lambda ledger: os.kill(os.getpid(), signal.SIGKILL))"
     )
     died = subprocess.run([sys.executable, "-c", dying, url], timeout=60)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from hvctl.adapters import database
-from hvctl.adapters.database import Database, wal_is_safe
-from hvctl.adapters.store import Store
+from hvctl.adapters.store import database
+from hvctl.adapters.store.database import Database, wal_is_safe
+from hvctl.adapters.store.store import Store
 from hvctl.errors import HvctlError, RefusedError, UnreachableError, UsageError
 from hvctl.model.host import Ledger
 from tests.contract.stores import begin

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.errors import BusyError, RefusedError
 from hvctl.model.allocation import Resources
 from hvctl.model.host import FORGET, Ledger, Promise

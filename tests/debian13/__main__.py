@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hvctl.adapters import imagestore
+from hvctl.adapters.images import imagestore
 from hvctl.settings import Settings
 from tests.debian13 import chroot, namespace
 

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hvctl.adapters.imagepackages import acquire_options, debian_sources
+from hvctl.adapters.images.imagepackages import acquire_options, debian_sources
 
 SUITE = "trixie"
 CACHE = Path("/var/cache/hvctl")
@@ -73,7 +73,7 @@ def stamps(checkout: Path) -> dict[Path, str]:
     """Files in the folder that are written last, and what they hold when what they stand for is up to date."""
     python = [checkout / name for name in ("constraints.txt", "pyproject.toml")]
     images = [p for p in sorted((checkout / "images").rglob("*")) if p.is_file()]
-    images += sorted((checkout / "hvctl/adapters").glob("image*.py"))
+    images += sorted((checkout / "hvctl/adapters/images").glob("*.py"))
     return {
         VENV.with_name("python.stamp"): _digest(p.read_bytes() for p in python),
         VENV.with_name("images.stamp"): _digest(p.read_bytes() for p in (*python, *images)),

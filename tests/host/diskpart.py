@@ -17,11 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hvctl.adapters import agent, diskseat, diskspare, qemuimg
-from hvctl.adapters.diskseat import Seat
-from hvctl.adapters.diskspare import Plan
-from hvctl.adapters.diskswap import Swapped, restore_disk
-from hvctl.adapters.qmp import Qmp
+from hvctl.adapters.disks import diskseat, diskspare
+from hvctl.adapters.disks.diskseat import Seat
+from hvctl.adapters.disks.diskspare import Plan
+from hvctl.adapters.disks.diskswap import Swapped, restore_disk
+from hvctl.adapters.guest import agent
+from hvctl.adapters.qemu import qemuimg
+from hvctl.adapters.qemu.qmp import Qmp
 from hvctl.model.vm import Disk, DiskSpec, Vm, VmSpec
 from tests.contract.outside import MIB
 from tests.contract.real import RealOutside

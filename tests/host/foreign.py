@@ -11,7 +11,7 @@ from pathlib import Path
 
 from host.outside import Guest, virsh
 from host.site import Site
-from hvctl.adapters import imagestore
+from hvctl.adapters.images import imagestore
 
 # With what hvctl does not know and must keep: an element of another tool's and a title.
 _DOMAIN = """

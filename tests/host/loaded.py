@@ -22,9 +22,10 @@ from typing import IO, Any, cast
 
 MODULES = (
     "hvctl.cli.app", "hvctl.cli.render", "hvctl.engine.runtime", "hvctl.operations.inspect", "hvctl.operations.policy",
-    "hvctl.operations.snapshot", "hvctl.operations.journal", "hvctl.adapters.archives", "hvctl.adapters.libvirt",
-    "hvctl.adapters.machine", "hvctl.adapters.storage", "hvctl.adapters.store", "hvctl.adapters.traffic",
-    "hvctl.adapters.fake", "hvctl.operations.allocate", "hvctl.operations.vm", "hvctl.operations.guard",
+    "hvctl.operations.snapshot", "hvctl.operations.journal", "hvctl.operations.allocate", "hvctl.operations.vm",
+    "hvctl.operations.guard", "hvctl.adapters.fake", "hvctl.adapters.disks.storage", "hvctl.adapters.libvirt.host",
+    "hvctl.adapters.network.traffic", "hvctl.adapters.snapshots.archives", "hvctl.adapters.snapshots.machine",
+    "hvctl.adapters.store.store",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from host.outside import MIB, Guest, virsh
 from host.site import copy_image
-from hvctl.adapters.hostprep import apply, changes
+from hvctl.adapters.node.hostprep import apply, changes
 from hvctl.engine.faults import Faults
 from hvctl.engine.runtime import open_engine
 from hvctl.model.pool import Rung

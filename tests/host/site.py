@@ -19,7 +19,8 @@ from typing import Any
 
 from host.loaded import Loaded
 from host.outside import Guest, alive, await_true, domains, ifbs, virsh
-from hvctl.adapters import imagestore, kvmprobe
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.node import kvmprobe
 from hvctl.engine.lock import free
 from hvctl.settings import Settings
 

@@ -15,7 +15,7 @@ import pytest
 
 from host.namespaces import End, assert_exceeds, assert_settles_at, namespace, run, within
 from host.site import Site
-from hvctl.adapters.traffic import TrafficControl
+from hvctl.adapters.network.traffic import TrafficControl
 
 pytestmark = pytest.mark.host
 

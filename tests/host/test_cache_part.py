@@ -10,7 +10,7 @@ import pytest
 
 from host.outside import MIB, Guest, virsh
 from host.site import Site
-from hvctl.adapters import agent
+from hvctl.adapters.guest import agent
 from hvctl.engine.applied import agent_call
 from hvctl.engine.reclaim import Reclaimed, fresh_balloon, held, reclaim
 from hvctl.engine.runtime import open_host

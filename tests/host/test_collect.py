@@ -211,7 +211,7 @@ def test_a_daemon_measures_beside_the_command(site: Site, vm: Guest) -> None:
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from hvctl.adapters.hostprep import apply, changes
+from hvctl.adapters.node.hostprep import apply, changes
 from hvctl.decide.rates import happened, used
 from hvctl.engine.runtime import open_host
 from hvctl.errors import DeadlineError, UnreachableError

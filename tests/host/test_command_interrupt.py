@@ -21,7 +21,7 @@ from host.foreign import foreign
 from host.outside import MIB, Guest, await_true, virsh
 from host.site import Site
 from host.test_prepare import ROOM
-from hvctl.adapters import notice
+from hvctl.adapters.guest import notice
 from hvctl.decide.interrupt import Ask
 from hvctl.decide.victims import LADDER
 from hvctl.engine.operate import Engine

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from host.outside import patient
-from hvctl.adapters import diskseat, diskspare, guestdisk, imagestore, qemuimg
-from hvctl.adapters.diskfiles import Files
-from hvctl.adapters.diskswap import restore_disk
+from hvctl.adapters.disks import diskseat, diskspare
+from hvctl.adapters.disks.diskfiles import Files
+from hvctl.adapters.disks.diskswap import restore_disk
+from hvctl.adapters.guest import guestdisk
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.qemu import qemuimg
 from hvctl.errors import GuestError, HvctlError, NotUndoneError, RefusedError
 from hvctl.settings import Settings
 from tests.contract.outside import MIB, made

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import hostprep, imagestore, kvmprobe, probes
+from hvctl.adapters import probes
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.node import hostprep, kvmprobe
 from hvctl.adapters.probes import dirtypages, hypervisor, kvm, traffic
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.errors import NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.finding import Health

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from host.namespaces import namespace, run, within
-from hvctl.adapters import conntrack
-from hvctl.adapters.traffic import TrafficControl
+from hvctl.adapters.network import conntrack
+from hvctl.adapters.network.traffic import TrafficControl
 from hvctl.model.flows import Forgotten
 from hvctl.model.vm import Nic
 

@@ -18,8 +18,8 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from hvctl.adapters import imagebuild
-from hvctl.adapters.storage import FolderStorage
+from hvctl.adapters.disks.storage import FolderStorage
+from hvctl.adapters.images import imagebuild
 from hvctl.model.host import HostFacts
 from hvctl.model.image import Image
 from hvctl.model.vm import Accel, DiskSpec, VmSpec

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import domainxml
-from hvctl.adapters.libvirt import LibvirtDomains
-from hvctl.adapters.libvirt_calls import with_deadline
+from hvctl.adapters.libvirt import domainxml
+from hvctl.adapters.libvirt.calls import with_deadline
+from hvctl.adapters.libvirt.host import LibvirtDomains
 from hvctl.errors import DeadlineError, GuestError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, Record
 from hvctl.model.vm import Accel, DiskSpec, State, VmSpec

@@ -14,9 +14,9 @@ import pytest
 
 from host.outside import MIB, Guest, alive, await_true, virsh
 from host.site import Site, copy_image
-from hvctl.adapters import imagestore
-from hvctl.adapters.process import qemu_owner
-from hvctl.adapters.pulse import ends
+from hvctl.adapters.guest.pulse import ends
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.kernel.process import qemu_owner
 
 pytestmark = pytest.mark.host
 

@@ -17,9 +17,9 @@ import pytest
 
 from host.copies import Copies, copies
 from host.outside import Guest, patient
-from hvctl.adapters import qemuimg
-from hvctl.adapters.machine import QemuMachine
-from hvctl.adapters.qmp import Qmp
+from hvctl.adapters.qemu import qemuimg
+from hvctl.adapters.qemu.qmp import Qmp
+from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.errors import DeadlineError, GuestError, RefusedError, UnreachableError
 from hvctl.model.snapshot import Binding, Snapshot
 from hvctl.model.tracker import Restored, TrackerKind

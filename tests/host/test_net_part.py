@@ -23,9 +23,9 @@ from host.site import Site
 from host.test_bandwidth import bridge_to, dhcp_server, running_guest, wait_for_lease
 from host.test_netlink import without_numbers
 from host.tuns import Tun
-from hvctl.adapters import netlink
-from hvctl.adapters.shaping import ifb_name
-from hvctl.adapters.traffic import TrafficControl
+from hvctl.adapters.network import netlink
+from hvctl.adapters.network.shaping import ifb_name
+from hvctl.adapters.network.traffic import TrafficControl
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.allocation import NicLimit
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.namespaces import assert_exceeds, assert_settles_at, dump, namespace, qdiscs, run, stream
-from hvctl.adapters import netlink
-from hvctl.adapters.shaping import HANDLES, ifb_name
-from hvctl.adapters.traffic import TrafficControl
+from hvctl.adapters.network import netlink
+from hvctl.adapters.network.shaping import HANDLES, ifb_name
+from hvctl.adapters.network.traffic import TrafficControl
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
 
@@ -386,7 +386,7 @@ def test_less_bandwidth_never_stops_a_stream(ns: str, guest: str, control: Traff
 
 def test_without_the_right_to_change_the_network() -> None:
     program = (
-        "from hvctl.adapters.traffic import TrafficControl as T\n"
+        "from hvctl.adapters.network.traffic import TrafficControl as T\n"
         "from hvctl.errors import UnreachableError\n"
         "from hvctl.model.allocation import NicLimit\n"
         "try: T().set_limit('lo', NicLimit('', 8000000), 'nobody')\n"

@@ -45,7 +45,7 @@ GUEST = """
 SCRIPT = """
 import json, os, subprocess, sys
 from pathlib import Path
-from hvctl.adapters.hostprep import apply, changes
+from hvctl.adapters.node.hostprep import apply, changes
 from hvctl.settings import Settings
 
 settings = Settings(state_dir="/run/room/state")

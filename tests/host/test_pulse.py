@@ -20,7 +20,7 @@ import pytest
 
 from host.outside import Guest, await_true, virsh
 from host.site import Site
-from hvctl.adapters.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce
+from hvctl.adapters.guest.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce
 from hvctl.errors import DeadlineError, GuestError
 
 pytestmark = pytest.mark.host

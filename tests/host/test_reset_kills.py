@@ -264,8 +264,9 @@ def test_a_snapshot_that_another_one_builds_on(
 SWAP = """
 import os, sys
 from pathlib import Path
-from hvctl.adapters import diskspare, diskswap
-from hvctl.adapters.qmp import Qmp
+from hvctl.adapters.disks import diskspare
+from hvctl.adapters.disks import diskswap
+from hvctl.adapters.qemu.qmp import Qmp
 overlay, monitor, step = sys.argv[1:]
 plan = diskspare.prepared(Path(overlay))
 with Qmp(monitor, 30) as qmp:

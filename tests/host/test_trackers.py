@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hvctl.adapters import ramfile
-from hvctl.adapters.trackers import Span, Tracker, end_tracker, open_tracker, resume_tracker, self_probe, spans
-from hvctl.adapters.trackers.pagemap import PAGE
+from hvctl.adapters.ram import ramfile
+from hvctl.adapters.ram.trackers import Span, Tracker, end_tracker, open_tracker, resume_tracker, self_probe, spans
+from hvctl.adapters.ram.trackers.pagemap import PAGE
 from hvctl.errors import DeadlineError, HvctlError, RefusedError
 from hvctl.model.vm import Vm
 from tests.contract.outside import made

@@ -15,7 +15,7 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl import __main__ as entry
-from hvctl.adapters.kvmprobe import kvm_boots  # noqa: F401 - loaded before the process's streams are replaced
+from hvctl.adapters.node.kvmprobe import kvm_boots  # noqa: F401 - loaded before the process's streams are replaced
 from hvctl.errors import Exit
 
 pytestmark = pytest.mark.processes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import qemuimg
+from hvctl.adapters.qemu import qemuimg
 from hvctl.errors import RefusedError
 
 MIB = 1 << 20

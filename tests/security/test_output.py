@@ -16,7 +16,7 @@ from faults.command import FakeSite
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvctl.adapters import agent
+from hvctl.adapters.guest import agent
 from hvctl.cli import render
 from hvctl.cli.context import Format, Globals
 from hvctl.cli.render import Column

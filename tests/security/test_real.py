@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from contract.real import await_true
 
-from hvctl.adapters import imagestore
-from hvctl.adapters.process import qemu_owner
+from hvctl.adapters.images import imagestore
+from hvctl.adapters.kernel.process import qemu_owner
 from hvctl.settings import Settings
 
 pytestmark = pytest.mark.host

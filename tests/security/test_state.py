@@ -17,12 +17,14 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl import codec
-from hvctl.adapters import layers, qemuimg, ramfile, snapshotfolder
-from hvctl.adapters.database import Database
-from hvctl.adapters.domainxml_read import read
-from hvctl.adapters.layers import Writer
-from hvctl.adapters.pages import PAGE
-from hvctl.adapters.storage import FolderStorage
+from hvctl.adapters.disks.storage import FolderStorage
+from hvctl.adapters.libvirt.domainxml_read import read
+from hvctl.adapters.qemu import qemuimg
+from hvctl.adapters.ram import layers, ramfile
+from hvctl.adapters.ram.layers import Writer
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.snapshots import snapshotfolder
+from hvctl.adapters.store.database import Database
 from hvctl.engine.lock import vm_lock
 from hvctl.errors import HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, Record

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hvctl.adapters import qemuimg, snapshotfolder
-from hvctl.adapters.archives import LocalArchives
-from hvctl.adapters.layers import Writer
-from hvctl.adapters.pages import PAGE
+from hvctl.adapters.qemu import qemuimg
+from hvctl.adapters.ram.layers import Writer
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.snapshots import snapshotfolder
+from hvctl.adapters.snapshots.archives import LocalArchives
 from hvctl.model.archive import Hardware
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Snapshot

@@ -10,7 +10,7 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl.adapters.fake import open_fake
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.engine.operate import Engine
 
 

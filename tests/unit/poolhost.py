@@ -11,7 +11,7 @@ from typing import Any
 from faults.command import FakeSite
 
 from hvctl.adapters.fake import open_fake
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.decide.admission import holders
 from hvctl.decide.interrupt import Ask
 from hvctl.decide.reservations import FOREVER, kept_by_others

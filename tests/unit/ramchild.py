@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvctl.adapters.trackers import Span, spans
-from hvctl.adapters.trackers.pagemap import PAGE
+from hvctl.adapters.ram.trackers import Span, spans
+from hvctl.adapters.ram.trackers.pagemap import PAGE
 
 PAGES = 2048
 TMPFS = "/dev/shm"

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hvctl.adapters import devicetree, diskpart, layers, machine, ramcompare, ramfile, snapshotfolder, tracking
-from hvctl.adapters.machine import QemuMachine
-from hvctl.adapters.opened import Opened
-from hvctl.adapters.pages import PAGE
-from hvctl.adapters.process import start_time
+from hvctl.adapters.disks import diskpart
+from hvctl.adapters.kernel.process import start_time
+from hvctl.adapters.qemu import devicetree
+from hvctl.adapters.ram import layers, ramcompare, ramfile, tracking
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.snapshots import machine, snapshotfolder
+from hvctl.adapters.snapshots.machine import QemuMachine
+from hvctl.adapters.snapshots.opened import Opened
 from hvctl.errors import RefusedError
 from hvctl.model.allocation import Allocation
 from hvctl.model.host import HostFacts
@@ -105,7 +108,7 @@ class SetTracker:
 
 
 class StillInside:
-    """adapters.inside.Inside as far as RAM is concerned."""
+    """adapters.qemu.inside.Inside as far as RAM is concerned."""
 
     def __init__(self, kernel: Kernel, process: Process) -> None:
         self.kernel, self.process = kernel, process

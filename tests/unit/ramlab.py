@@ -11,10 +11,10 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from hvctl.adapters import ramfile
-from hvctl.adapters.guestram import GuestRam
-from hvctl.adapters.pages import PAGE
-from hvctl.adapters.ramcompare import PIECE
+from hvctl.adapters.ram import ramfile
+from hvctl.adapters.ram.guestram import GuestRam
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.ram.ramcompare import PIECE
 from hvctl.model.vm import Region
 
 TMPFS = "/dev/shm"

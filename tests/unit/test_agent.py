@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvctl.adapters import agent
+from hvctl.adapters.guest import agent
 from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvctl.adapters import archivefolder, archives, qemuimg, snapshotfolder
-from hvctl.adapters import pages as pg
-from hvctl.adapters.archives import LocalArchives
-from hvctl.adapters.layers import Chain
-from hvctl.adapters.pages import PAGE
+from hvctl.adapters.qemu import qemuimg
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram.layers import Chain
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.snapshots import archivefolder, archives, snapshotfolder
+from hvctl.adapters.snapshots.archives import LocalArchives
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.archive import Archive
 from unit.archivelab import FACTS, HARDWARE, MIB, PAGES, ArchiveLab, io, lay

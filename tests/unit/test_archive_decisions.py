@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hvctl.adapters.domainxml_read import board
+from hvctl.adapters.libvirt.domainxml_read import board
 from hvctl.decide.archive import hardware_difference, no_room, plugged_vcpus, refuse_load, starts_with
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.archive import FORMAT, Archive, Backing, Hardware, Room, SavedDisk

@@ -184,7 +184,7 @@ def test_long_names_of_the_root_flags(run: Run, hosted: FakeSite) -> None:
 
 
 def test_an_image_is_rebuilt_only_when_asked(run: Run, site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hvctl.adapters import imagebuild, imagestore
+    from hvctl.adapters.images import imagebuild, imagestore
 
     add_image(site)
     image = imagestore.find(site.settings, "micro")
@@ -200,7 +200,7 @@ def test_an_image_is_rebuilt_only_when_asked(run: Run, site: FakeSite, monkeypat
 
 
 def test_the_host_is_changed_only_on_yes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hvctl.adapters import hostprep
+    from hvctl.adapters.node import hostprep
 
     left = [SimpleNamespace(name="folder /x", now="missing", wanted="0700", how="make it")]
     monkeypatch.setattr(hostprep, "changes", lambda _: tuple(left))

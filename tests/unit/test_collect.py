@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faults.command import FakeSite
 
-from hvctl.adapters import database
+from hvctl.adapters.store import database
 from hvctl.engine import collect
 from hvctl.engine.collect import Collector
 from hvctl.engine.operate import Engine
@@ -50,7 +50,7 @@ def locked(path: Path) -> Iterator[None]:
 def impatient(monkeypatch: pytest.MonkeyPatch, site: FakeSite) -> Iterator[Engine]:
     """An engine whose database does not wait for a lock."""
     from hvctl.adapters.fake import open_fake
-    from hvctl.adapters.store import Store
+    from hvctl.adapters.store.store import Store
 
     monkeypatch.setattr(database, "WAIT", 0)
     site.world.pass_time(0)

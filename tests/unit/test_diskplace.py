@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import diskplace
+from hvctl.adapters.disks import diskplace
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.archive import Placement
 

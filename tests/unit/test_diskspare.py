@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters import diskfiles, diskseat, diskspare, qemuimg
-from hvctl.adapters.diskfiles import Files
-from hvctl.adapters.diskseat import Seat, Sight
-from hvctl.adapters.diskxml import disk_driver
+from hvctl.adapters.disks import diskfiles, diskseat, diskspare
+from hvctl.adapters.disks.diskfiles import Files
+from hvctl.adapters.disks.diskseat import Seat, Sight
+from hvctl.adapters.libvirt.diskxml import disk_driver
+from hvctl.adapters.qemu import qemuimg
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.vm import Disk, Process
 

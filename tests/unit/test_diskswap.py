@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters import diskseat, diskspare
-from hvctl.adapters.diskfiles import Files, identity
-from hvctl.adapters.diskseat import Seat
-from hvctl.adapters.diskspare import Plan
-from hvctl.adapters.diskswap import restore_disk
+from hvctl.adapters.disks import diskseat, diskspare
+from hvctl.adapters.disks.diskfiles import Files, identity
+from hvctl.adapters.disks.diskseat import Seat
+from hvctl.adapters.disks.diskspare import Plan
+from hvctl.adapters.disks.diskswap import restore_disk
 from hvctl.errors import GuestError, HvctlError, NotUndoneError, RefusedError
 from hvctl.model.vm import Process
 

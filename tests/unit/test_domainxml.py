@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from hvctl.adapters import domainxml
+from hvctl.adapters.libvirt import domainxml
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.vm import Accel, DiskSpec, NicSpec, VmSpec

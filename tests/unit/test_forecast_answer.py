@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hvctl.adapters import seriesfile
-from hvctl.adapters.boosters import Silence
+from hvctl.adapters.models import seriesfile
+from hvctl.adapters.models.boosters import Silence
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast

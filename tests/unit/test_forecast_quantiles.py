@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters.boosters import Silence
+from hvctl.adapters.models.boosters import Silence
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.margin import Kind, Margin, OnlineMargin

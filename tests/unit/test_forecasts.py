@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from faults.command import FakeSite
 
-from hvctl.adapters import modelstore
-from hvctl.adapters.boosters import Boosters
-from hvctl.adapters.boostertraining import Lesson, train
-from hvctl.adapters.modelstore import ModelStore
+from hvctl.adapters.models import modelstore
+from hvctl.adapters.models.boosters import Boosters
+from hvctl.adapters.models.boostertraining import Lesson, train
+from hvctl.adapters.models.modelstore import ModelStore
 from hvctl.engine.expected import last_hour
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, RefusedError, UsageError

@@ -12,7 +12,7 @@ from faults.command import FakeSite
 
 from hvctl.adapters.fake import open_fake
 from hvctl.adapters.fake.state import Used
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.decide.growth import FULL as FULL_SHARE
 from hvctl.decide.growth import growth
 from hvctl.decide.guard import decide

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters import guestdisk
-from hvctl.adapters.guestdisk import Mount
+from hvctl.adapters.guest import guestdisk
+from hvctl.adapters.guest.guestdisk import Mount
 from hvctl.errors import GuestError
 
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import pages as pg
-from hvctl.adapters import ramcompare, ramfile
-from hvctl.adapters.guestram import GuestRam
-from hvctl.adapters.layers import INDEX, RAM, Chain, Layer, Writer
-from hvctl.adapters.pages import PAGE
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram import ramcompare, ramfile
+from hvctl.adapters.ram.guestram import GuestRam
+from hvctl.adapters.ram.layers import INDEX, RAM, Chain, Layer, Writer
+from hvctl.adapters.ram.pages import PAGE
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.vm import Region
 from unit.ramlab import PAGES, SIZES, Lab, Layout, folder, lab, layouts, unlike

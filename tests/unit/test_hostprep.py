@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import daemons, kvmdevice, qemuconf
-from hvctl.adapters.hostpaths import HostPaths
-from hvctl.adapters.hostprep import HostChange, RestartLibvirt, _apparmor, apply, changes
+from hvctl.adapters.node import daemons, kvmdevice, qemuconf
+from hvctl.adapters.node.hostpaths import HostPaths
+from hvctl.adapters.node.hostprep import HostChange, RestartLibvirt, _apparmor, apply, changes
 from hvctl.adapters.probes import kvm
 from hvctl.errors import HvctlError, NotUndoneError, RefusedError, UnreachableError
 from hvctl.model.finding import Health

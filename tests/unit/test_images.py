@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import imagebuild, imageinitramfs, imagepackages, imagestore, qemuimg, tools
-from hvctl.adapters.imagepackages import Package
-from hvctl.adapters.imagereseed import reseed_program
-from hvctl.adapters.storage import FolderStorage
+from hvctl.adapters import tools
+from hvctl.adapters.disks.storage import FolderStorage
+from hvctl.adapters.images import imagebuild, imageinitramfs, imagepackages, imagestore
+from hvctl.adapters.images.imagepackages import Package
+from hvctl.adapters.images.imagereseed import reseed_program
+from hvctl.adapters.qemu import qemuimg
 from hvctl.errors import BusyError, DeadlineError, HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Accel, DiskSpec, VmSpec

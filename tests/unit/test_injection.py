@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters.trackers import ptrace
-from hvctl.adapters.trackers.injection import system_call
+from hvctl.adapters.ram.trackers import ptrace
+from hvctl.adapters.ram.trackers.injection import system_call
 from hvctl.errors import DeadlineError, RefusedError, UnreachableError
 
 pytestmark = [

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import layers
-from hvctl.adapters import pages as pg
-from hvctl.adapters.layers import INDEX, INHERITED, RAM, ZERO, Chain, Layer, Writer
-from hvctl.adapters.pages import CHUNK, PAGE
+from hvctl.adapters.ram import layers
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram.layers import INDEX, INHERITED, RAM, ZERO, Chain, Layer, Writer
+from hvctl.adapters.ram.pages import CHUNK, PAGE
 from hvctl.errors import RefusedError
 from unit.ramlab import folder
 

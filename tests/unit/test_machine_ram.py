@@ -14,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hvctl.adapters.machine import QemuMachine
-from hvctl.adapters.pages import CHUNK, PAGE
+from hvctl.adapters.ram.pages import CHUNK, PAGE
+from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.decide.reset import parent_of
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.tracker import TrackerKind

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import guestconnections, process, vmlife
-from hvctl.adapters.guestconnections import Connections
-from hvctl.adapters.libvirt_meter import _disks, _nics
-from hvctl.adapters.perfcounters import PerfCounters, vcpu_threads
+from hvctl.adapters.kernel import process, vmlife
+from hvctl.adapters.kernel.perfcounters import PerfCounters, vcpu_threads
+from hvctl.adapters.kernel.vmlife import Life, Lives
+from hvctl.adapters.libvirt.meter import _disks, _nics
+from hvctl.adapters.network import guestconnections
+from hvctl.adapters.network.guestconnections import Connections
 from hvctl.adapters.probes import counters
-from hvctl.adapters.vmlife import Life, Lives
 from hvctl.model.finding import Health
 from hvctl.model.meter import DiskCounters, NicCounters, Stalls
 from hvctl.model.vm import Process

@@ -16,10 +16,10 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl import codec
-from hvctl.adapters import boosters, seriesfile
-from hvctl.adapters.boosters import Boosters, Silence
-from hvctl.adapters.boostertraining import Lesson, train
-from hvctl.adapters.modelstore import SHIPPED, ModelStore, shipped_folder
+from hvctl.adapters.models import boosters, seriesfile
+from hvctl.adapters.models.boosters import Boosters, Silence
+from hvctl.adapters.models.boostertraining import Lesson, train
+from hvctl.adapters.models.modelstore import SHIPPED, ModelStore, shipped_folder
 from hvctl.errors import DeadlineError, Exit, HvctlError, NotFoundError, RefusedError
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.features import FEATURES, feature_hash

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from faults.command import FakeSite
 
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.engine.nodelock import last_host, node_lock
 from hvctl.errors import BusyError, HvctlError
 from hvctl.jobs import daemon

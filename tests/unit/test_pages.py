@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import pages as pg
-from hvctl.adapters.guestram import address_of
-from hvctl.adapters.pages import CHUNK, PAGE
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram.guestram import address_of
+from hvctl.adapters.ram.pages import CHUNK, PAGE
 from hvctl.errors import HvctlError
 
 sets = st.sets(st.integers(0, 300)).map(sorted)

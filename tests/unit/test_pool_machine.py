@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from hvctl.adapters.fake import open_fake
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.decide.admission import holders
 from hvctl.decide.reservations import kept_by_others
 from hvctl.engine.handover import capacity

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from faults.command import FakeSite
 
 from hvctl.engine.operate import Engine
-from hvctl.errors import HvctlError, RefusedError
+from hvctl.errors import BusyError, HvctlError, RefusedError
 from hvctl.model.allocation import Resources
 from hvctl.model.pool import Held, Reservation
 from hvctl.model.vm import State
@@ -25,10 +25,13 @@ def at_once(site: FakeSite, memory: int, jobs: list[Callable[[Engine], object]])
     def one(job: Callable[[Engine], object]) -> object:
         with small(site, memory, checked=False) as engine:
             start.wait()
-            try:
-                return job(engine)
-            except HvctlError as e:
-                return e
+            while True:
+                try:
+                    return job(engine)
+                except BusyError:  # on a busy machine the database's lock may take longer than its wait: ask again
+                    continue
+                except HvctlError as e:
+                    return e
 
     with ThreadPoolExecutor(len(jobs)) as threads:
         return list(threads.map(one, jobs))

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import hostprep, kvmprobe, probes
-from hvctl.adapters.hostpaths import HostPaths
+from hvctl.adapters import probes
+from hvctl.adapters.node import hostprep, kvmprobe
+from hvctl.adapters.node.hostpaths import HostPaths
 from hvctl.adapters.probes import (
     Probe,
     cgroups,
@@ -31,7 +32,7 @@ from hvctl.adapters.probes import (
     trackers,
     traffic,
 )
-from hvctl.adapters.store import Store
+from hvctl.adapters.store.store import Store
 from hvctl.errors import NotFoundError, UnreachableError
 from hvctl.model.allocation import Allocation
 from hvctl.model.finding import Finding, Health, ok

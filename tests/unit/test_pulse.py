@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvctl.adapters import notice
-from hvctl.adapters.imagepulse import answer_program
-from hvctl.adapters.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce, tell
+from hvctl.adapters.guest import notice
+from hvctl.adapters.guest.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce, tell
+from hvctl.adapters.images.imagepulse import answer_program
 from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
 SEED = bytes(range(ENTROPY))

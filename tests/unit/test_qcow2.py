@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import qcow2, qemuimg
+from hvctl.adapters.qemu import qcow2, qemuimg
 from hvctl.errors import HvctlError, RefusedError
 from unit.archivelab import MIB, io
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters.qmp import COMMANDS, JOB_ID, Qmp
+from hvctl.adapters.qemu.qmp import COMMANDS, JOB_ID, Qmp
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}

@@ -11,10 +11,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvctl.adapters import pages as pg
-from hvctl.adapters import ramstream
-from hvctl.adapters.layers import Chain, Writer
-from hvctl.adapters.pages import PAGE
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram import ramstream
+from hvctl.adapters.ram.layers import Chain, Writer
+from hvctl.adapters.ram.pages import PAGE
 from hvctl.errors import RefusedError
 from unit.ramlab import folder
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvctl.adapters import agent
 from hvctl.adapters.fake import FakeWorld, open_fake
+from hvctl.adapters.guest import agent
 from hvctl.decide.allocate import MIN_MEMORY, memory_floor
 from hvctl.decide.reclaim import reclaim_refusal, squeeze_target
 from hvctl.engine import reclaim as engine

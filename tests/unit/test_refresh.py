@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from faults.command import FakeSite
 
-from hvctl.adapters import modelstore
-from hvctl.adapters.boosters import Silence
+from hvctl.adapters.models import modelstore
+from hvctl.adapters.models.boosters import Silence
 from hvctl.decide.needs import of_span
 from hvctl.engine.collect import Collector
 from hvctl.engine.expected import Expected, newest

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from faults.command import FakeSite
 
-from hvctl.adapters import seriesfile
+from hvctl.adapters.models import seriesfile
 from hvctl.decide.victims import MIB
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.forecasting.panel import Ask, Panel

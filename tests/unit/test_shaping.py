@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hvctl.adapters.shaping import MAX_RATE, MIN_RATE, Mark, bucket, ifb_name
+from hvctl.adapters.network.shaping import MAX_RATE, MIN_RATE, Mark, bucket, ifb_name
 from hvctl.errors import RefusedError
 
 rates = st.integers(MIN_RATE // 8, MAX_RATE // 8).map(lambda n: n * 8)

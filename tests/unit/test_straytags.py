@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters import qcow2, qemuimg, straytags
-from hvctl.adapters.opened import Opened
+from hvctl.adapters.qemu import qcow2, qemuimg
+from hvctl.adapters.snapshots import straytags
+from hvctl.adapters.snapshots.opened import Opened
 from hvctl.model.allocation import Allocation
 from hvctl.model.snapshot import StrayTag
 from hvctl.model.vm import Disk, State, Vm

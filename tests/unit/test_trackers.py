@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hvctl.adapters import ramfile
-from hvctl.adapters.trackers import (
+from hvctl.adapters.ram import ramfile
+from hvctl.adapters.ram.trackers import (
     Span,
     Tracker,
     end_tracker,
@@ -30,10 +30,10 @@ from hvctl.adapters.trackers import (
     spans,
     userfault,
 )
-from hvctl.adapters.trackers.injection import system_call
-from hvctl.adapters.trackers.mappings import MappedSpans
-from hvctl.adapters.trackers.pagemap import PAGE, Pagemap, merged, runs
-from hvctl.adapters.trackers.softdirty import SoftDirty
+from hvctl.adapters.ram.trackers.injection import system_call
+from hvctl.adapters.ram.trackers.mappings import MappedSpans
+from hvctl.adapters.ram.trackers.pagemap import PAGE, Pagemap, merged, runs
+from hvctl.adapters.ram.trackers.softdirty import SoftDirty
 from hvctl.errors import RefusedError, UnreachableError, UsageError
 from tests.unit.ramchild import PAGES, TMPFS, RamChild, pages_of, ram_child
 
@@ -284,7 +284,7 @@ def test_another_process_goes_on_by_the_token(child: RamChild) -> None:
         token = tracker.token()
     script = """
 import json, os, sys
-from hvctl.adapters.trackers import resume_tracker, spans, userfault
+from hvctl.adapters.ram.trackers import resume_tracker, spans, userfault
 userfault.system_call = None  # no tracing
 pid, fd, token = json.loads(sys.argv[1])
 tracker = resume_tracker("uffd", pid, spans(pid, os.fstat(fd)), token)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvctl.adapters import process
-from hvctl.adapters.guestram import GuestRam
-from hvctl.adapters.pages import CHUNK, PAGE, Chunks
-from hvctl.adapters.tracking import RamTracking
+from hvctl.adapters.kernel import process
+from hvctl.adapters.ram.guestram import GuestRam
+from hvctl.adapters.ram.pages import CHUNK, PAGE, Chunks
+from hvctl.adapters.ram.tracking import RamTracking
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import Process, Region
 from tests.unit.ramchild import TMPFS, RamChild, ram_child

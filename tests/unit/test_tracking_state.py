@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hvctl import codec
-from hvctl.adapters import pages as pg
-from hvctl.adapters.guestram import GuestRam
-from hvctl.adapters.tracking import CARRIED, STATE, RamTracking, known
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram.guestram import GuestRam
+from hvctl.adapters.ram.tracking import CARRIED, STATE, RamTracking, known
 from hvctl.errors import DeadlineError, RefusedError
 from hvctl.model.tracker import TrackerKind, Tracking
 from hvctl.model.vm import Process
@@ -225,7 +225,7 @@ def test_a_qemu_that_cannot_be_stopped_in_time_is_compared(place: Place, monkeyp
     def busy(*_: object) -> None:
         raise DeadlineError("no thread of it could be stopped in a system call.", "try again")
 
-    monkeypatch.setattr("hvctl.adapters.tracking.open_tracker", busy)
+    monkeypatch.setattr("hvctl.adapters.ram.tracking.open_tracker", busy)
     tracking = place.hvctl()
     tracking.foresee(AUTO)
     tracking.arm(AUTO)
@@ -246,7 +246,7 @@ def test_a_tracker_counts_only_once_it_has_passed_its_probe(place: Place, monkey
         place.kernel.fuse = deaths
         tracking = place.hvctl()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hvctl.adapters.tracking.self_probe", lambda *_: (place.kernel.burn(), blind()))
+            patch.setattr("hvctl.adapters.ram.tracking.self_probe", lambda *_: (place.kernel.burn(), blind()))
             try:
                 tracking.arm(AUTO)
                 died = False

@@ -9,8 +9,8 @@ import lightgbm
 import numpy as np
 import pytest
 
-from hvctl.adapters.boosterchild import slim
-from hvctl.adapters.modelstore import shipped_folder
+from hvctl.adapters.models.boosterchild import slim
+from hvctl.adapters.models.modelstore import shipped_folder
 from hvctl.forecasting.series import F32
 from hvctl.forecasting.trees import gains, read_trees
 

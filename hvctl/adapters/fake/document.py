@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from hvctl.adapters.domainxml import build
-from hvctl.adapters.domainxml_read import read
 from hvctl.adapters.fake.state import FakeVm
+from hvctl.adapters.libvirt.domainxml import build
+from hvctl.adapters.libvirt.domainxml_read import read
 from hvctl.errors import RefusedError
 from hvctl.model.vm import DiskSpec, NicSpec, VmSpec
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hvctl import codec
-from hvctl.adapters.domainxml_read import board
 from hvctl.adapters.fake import inner, life
 from hvctl.adapters.fake.document import document
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, Prepared, World
+from hvctl.adapters.libvirt.domainxml_read import board
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
 from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
 from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag

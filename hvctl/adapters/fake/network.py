@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hvctl.adapters.fake import inner
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import File, Ifb, Part
-from hvctl.adapters.shaping import bucket, ifb_name
+from hvctl.adapters.network.shaping import bucket, ifb_name
 from hvctl.errors import NotFoundError, RefusedError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.archive import Placement

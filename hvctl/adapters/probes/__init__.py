@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.adapters.probes import (
     cgroups,
     counters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.model.finding import Finding, failing, ok
 
 LOST = "CPU quota and weight of VMs (allocate --cpu-quota, --cpu-weight)"

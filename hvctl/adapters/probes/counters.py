@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvctl.adapters.perfcounters import PerfCounters
+from hvctl.adapters.kernel.perfcounters import PerfCounters
 from hvctl.model.finding import Finding, degraded, ok
 
 

@@ -11,7 +11,7 @@ LOST = "every command that changes something, and the journal"
 
 
 def probe(settings: Settings) -> Finding:
-    from hvctl.adapters.store import Store
+    from hvctl.adapters.store.store import Store
 
     try:
         with Store(settings.database) as store:

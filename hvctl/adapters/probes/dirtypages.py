@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.adapters.probes.trackers import Child, SoftDirty, Tracker, Userfault, child
 from hvctl.errors import HvctlError
 from hvctl.model.finding import Finding, degraded, ok

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.errors import HvctlError
 from hvctl.model.finding import Finding, degraded, failing, ok
 from hvctl.model.host import HostFacts
@@ -23,7 +23,7 @@ RESETS = "warm resets and snapshots"
 
 
 def _facts(settings: Settings) -> HostFacts:
-    from hvctl.adapters.libvirt import LibvirtDomains
+    from hvctl.adapters.libvirt.host import LibvirtDomains
 
     domains = LibvirtDomains(settings)
     try:

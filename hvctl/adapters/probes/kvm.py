@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hvctl.adapters import kvmdevice, kvmprobe
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node import kvmdevice, kvmprobe
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.errors import NotFoundError
 from hvctl.model.finding import Finding, degraded, ok
 from hvctl.settings import Settings

@@ -19,7 +19,7 @@ PASS = stat.S_IXGRP | stat.S_IXOTH
 
 
 def _vms(settings: Settings) -> Sequence[Vm]:
-    from hvctl.adapters.libvirt import LibvirtDomains
+    from hvctl.adapters.libvirt.host import LibvirtDomains
 
     domains = LibvirtDomains(settings)
     try:

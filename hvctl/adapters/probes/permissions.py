@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
-from hvctl.adapters.hostprep import folders
-from hvctl.adapters.imagestore import IMAGE_LINK
-from hvctl.adapters.qemuconf import setting
+from hvctl.adapters.images.imagestore import IMAGE_LINK
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostprep import folders
+from hvctl.adapters.node.qemuconf import setting
 from hvctl.model.finding import Finding, failing, ok
 from hvctl.settings import Settings
 

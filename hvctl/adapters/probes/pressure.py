@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.model.finding import Finding, degraded, ok
 
 RESOURCES = ("cpu", "memory", "io")

@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
-from hvctl.adapters.qemuconf import setting
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.qemuconf import setting
 from hvctl.model.finding import Finding, degraded, failing, ok
 from hvctl.settings import Settings
 from hvctl.units import format_size

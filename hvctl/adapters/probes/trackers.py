@@ -1,5 +1,5 @@
-"""The trackers of hvctl.adapters.trackers, tried on a process whose writes are known: a child that maps its memory as
-QEMU maps a guest's RAM, and writes the pages that it is told to."""
+"""The trackers of adapters.ram.trackers, tried on a process whose writes are known: a child that maps its memory as
+QEMU maps the RAM of a guest, and writes the pages that it is told to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hvctl.adapters.hostpaths import HostPaths
-from hvctl.adapters.trackers import Span, end_tracker, open_tracker, softdirty
-from hvctl.adapters.trackers.pagemap import PAGE
+from hvctl.adapters.node.hostpaths import HostPaths
+from hvctl.adapters.ram.trackers import Span, end_tracker, open_tracker, softdirty
+from hvctl.adapters.ram.trackers.pagemap import PAGE
 from hvctl.errors import DeadlineError, UnreachableError
 
 PAGES = 256

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from hvctl.adapters.hostpaths import HOST, HostPaths
+from hvctl.adapters.node.hostpaths import HOST, HostPaths
 from hvctl.errors import DeadlineError, HvctlError, UnreachableError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.finding import Finding, failing, ok
@@ -27,7 +27,7 @@ _ROOM = f"set -e; ip tuntap add dev {TAP} mode tap; ip link set {TAP} up; echo r
 
 
 def _kernel(namespace: str) -> Network:
-    from hvctl.adapters.traffic import TrafficControl
+    from hvctl.adapters.network.traffic import TrafficControl
 
     return TrafficControl(namespace)
 

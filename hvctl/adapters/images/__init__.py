@@ -1,0 +1,1 @@
+"""Builds the guest images, and finds those that were built."""

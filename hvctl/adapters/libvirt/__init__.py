@@ -1,0 +1,1 @@
+"""The door to libvirt: domains as ports want them, and their documents."""

@@ -1,0 +1,1 @@
+"""The kernel's network as VMs use it: taps, shaping, tracked connections, addresses."""

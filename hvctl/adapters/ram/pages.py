@@ -1,0 +1,147 @@
+"""Page numbers in numpy, and moving many pages with one system call.
+
+All RAM of a VM is one row of 4 KiB pages, its regions one after the other; a set of pages is a sorted int64 array.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvctl.adapters.ram.urgency import is_urgent, urgent
+from hvctl.errors import HvctlError
+
+PAGE: Final = 4096
+CHUNK: Final = 512  # pages of one page table
+Pages = NDArray[np.int64]
+Chunks = NDArray[np.bool_]  # one for each CHUNK pages of the row
+Addresses = NDArray[np.int64]
+NONE: Final[Pages] = np.empty(0, np.int64)
+_VECTORS: Final = 1024  # IOV_MAX
+_LONGEST: Final = 64  # pages of one vector, so that a call stays below the kernel's 2 GiB
+_SHARED: Final = 1024  # pages from which on two threads are faster than one
+_PARTS: Final = 8  # of equal size, which the threads take in turn
+_WORDS: Final = np.empty(_VECTORS, np.uint64)
+_libc = ctypes.CDLL(None, use_errno=True)
+_IOVECS: Final[list[Any]] = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+]
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _call.argtypes = _IOVECS
+    _call.restype = ctypes.c_ssize_t
+
+
+def of_spans(spans: NDArray[np.int64]) -> Pages:
+    """The pages of (n, 2) byte ranges that are sorted and disjoint."""
+    if not len(spans):
+        return NONE
+    first, last = spans[:, 0] // PAGE, -(-spans[:, 1] // PAGE)
+    counts = last - first
+    ends = np.cumsum(counts)
+    steps = np.ones(int(ends[-1]), np.int64)
+    steps[0] = first[0]
+    steps[ends[:-1]] = first[1:] - last[:-1] + 1
+    return np.cumsum(steps)
+
+
+def runs(pages: Pages) -> NDArray[np.int64]:
+    """(n, 2) of first page and count, neighbours joined."""
+    if not pages.size:
+        return np.empty((0, 2), np.int64)
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(pages) != 1) + 1))
+    return np.stack((pages[starts], np.diff(np.concatenate((starts, [pages.size])))), axis=1)
+
+
+def chunk_ranges(chunks: Chunks) -> NDArray[np.int64]:
+    """(n, 2) byte ranges of the chunks that are true."""
+    edges = np.flatnonzero(np.diff(chunks, prepend=False, append=False))
+    return np.asarray(edges.reshape(-1, 2) * (CHUNK * PAGE))
+
+
+def span(first: int, last: int) -> Pages:
+    """Pages from first up to, not including, last."""
+    return np.arange(first, last, dtype=np.int64)
+
+
+def union(*sets: Pages) -> Pages:
+    some = [pages for pages in sets if pages.size]
+    if len(some) < 2:
+        return some[0] if some else NONE
+    return np.unique(np.concatenate(some))
+
+
+def read(own: Addresses, guest: Addresses) -> None:
+    """Copy whole pages from `guest` addresses of this process to `own` ones.
+
+    Through the kernel and not by plain loads: a mapping of a file that QEMU owns may be cut short at any moment, which
+    must be an error (HvctlError) and not a signal. Neighbouring pages go as one vector.
+    """
+    _move(_libc.process_vm_readv, own, guest)
+
+
+def touch(there: Addresses) -> None:
+    """Have whole pages at addresses of this process in its page table, so that reading or writing them soon takes no
+    faults, which cost more than the copy. What is in them stays as it is."""
+    _move(_libc.process_vm_readv, _WORDS.ctypes.data + np.arange(there.size, dtype=np.int64) % _VECTORS * 8, there, 8)
+
+
+def write(own: Addresses, guest: Addresses) -> None:
+    """Copy whole pages from `own` addresses of this process to `guest` ones; see read."""
+    _move(_libc.process_vm_writev, own, guest)
+
+
+def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None:
+    """size: bytes at each address. Many pages are moved by two threads: memory that no cache holds is what takes the
+    time, and each processor waits for its own."""
+    if not own.size:
+        return
+    breaks = (np.diff(own) != size) | (np.diff(guest) != size)
+    breaks[_LONGEST - 1 :: _LONGEST] = True
+    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    lengths = np.diff(np.concatenate((starts, [own.size]))) * size
+    local = np.ascontiguousarray(np.stack((own[starts], lengths), axis=1), np.uint64)
+    remote = np.ascontiguousarray(np.stack((guest[starts], lengths), axis=1), np.uint64)
+    shared = own.size > _SHARED
+    firsts = np.arange(0, lengths.size, _VECTORS)
+    if shared:
+        before = np.cumsum(lengths) - lengths
+        firsts = np.union1d(firsts, np.searchsorted(before, own.size * size // _PARTS * np.arange(_PARTS)))
+        firsts = firsts[firsts < lengths.size]
+    counts = np.diff(firsts, append=lengths.size)
+    parts = list(zip(firsts.tolist(), counts.tolist(), np.add.reduceat(lengths, firsts).tolist(), strict=True))
+
+    def some(mine: list[tuple[int, int, int]], urgently: bool = False) -> None:
+        with urgent() if urgently else nullcontext():
+            for at, count, wanted in mine:
+                done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
+                if done != wanted:
+                    reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
+                    raise HvctlError(
+                        f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left."
+                    )
+
+    if not shared:
+        some(parts)
+        return
+    other = _second_thread().submit(some, parts[1::2], is_urgent())
+    try:
+        some(parts[::2])
+    finally:
+        other.result()
+
+
+@cache
+def _second_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "pages")

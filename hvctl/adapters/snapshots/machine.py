@@ -1,0 +1,387 @@
+"""Snapshots inside one QEMU process: device state and disks through its monitor, guest RAM through the files it maps.
+
+Everything here that touches a guest refuses one that runs, and a snapshot that does not fit the process, its devices
+and its disks any more. A process is opened at the first call of an operation, and let go at its end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from hvctl.adapters.disks import diskpart
+from hvctl.adapters.guest.greeting import Greeting, quiet
+from hvctl.adapters.guest.pulse import tell
+from hvctl.adapters.kernel import hostmemory
+from hvctl.adapters.qemu import devicetree, newprocess, qemuimg
+from hvctl.adapters.qemu.inside import Inside
+from hvctl.adapters.qemu.qmp import Job
+from hvctl.adapters.ram import pages as pg
+from hvctl.adapters.ram import ramcompare, ramfile
+from hvctl.adapters.ram.layers import Writer
+from hvctl.adapters.ram.pages import PAGE, Pages
+from hvctl.adapters.ram.tracking import RamTracking, known
+from hvctl.adapters.ram.urgency import urgent
+from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
+from hvctl.adapters.snapshots.opened import Opened
+from hvctl.adapters.snapshots.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
+from hvctl.decide.reset import binding_difference
+from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
+from hvctl.model.archive import Difference, Hardware
+from hvctl.model.host import HostFacts
+from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
+from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
+from hvctl.model.vm import Vm
+from hvctl.settings import Settings
+
+BALLOON_SECONDS: Final = 5.0
+# Virtual size of the image for device state; the state itself lies behind it and may be larger.
+VMSTATE_SIZE: Final = 1 << 20
+
+
+class QemuMachine:
+    """ports.Machine on real QEMU. Files: settings.snapshots_dir/VM/{tracking.json,SNAPSHOT/{manifest.json,ram,…}}."""
+
+    def __init__(self, settings: Settings, facts: HostFacts, document: Callable[[str], str]) -> None:
+        """document: libvirt's of a running VM, by uuid."""
+        self._settings = settings
+        self._document = document
+        self._facts = facts
+        self._root = settings.snapshots_dir
+        self._opened = Opened(settings)
+        self._writer: tuple[str, Writer] | None = None
+        self._inflations: int | None = None  # when that writer began
+        self._greeting = Greeting()
+        self._pause = ExitStack()  # what lasts as long as the guest stands still
+
+    def release(self) -> None:
+        self._pause.close()
+        self._end_writer()
+        self._greeting.close()
+        self._opened.release()
+
+    def close(self) -> None:
+        self.release()
+        self._opened.close()
+
+    # --- what there is
+
+    def binding(self, vm: Vm) -> Binding:
+        return self._opened.inside(vm).binding
+
+    def nodes(self, vm: Vm) -> dict[str, str]:
+        targets = {d.node: d.target for d in vm.disks}
+        devices = self._opened.inside(vm).graph.writable()
+        unknown = next((d for d in devices if d not in targets), None)
+        if unknown:
+            raise RefusedError(f"{vm.name} has a disk {unknown} that libvirt does not know.", "virsh domblklist")
+        return {targets[device]: node for device, node in devices.items()}
+
+    def room(self, vm: Vm) -> tuple[int, int]:
+        free = min(snapshotlayers.free(self._root, self._settings.snapshot_budget), hostmemory.available())
+        # With a parent it takes what was written since, which only the pause can tell: the layer's limit is the check.
+        state = self.tracking(vm)
+        need = VMSTATE_SIZE if state and state.base else sum(ramfile.resident(r.path) for r in vm.ram)
+        return need + self._settings.memory_margin, free
+
+    def tracking(self, vm: Vm) -> Tracking | None:
+        return known(snapshotfolder.vm_folder(self._root, vm.uuid), vm.process) if vm.process else None
+
+    def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
+        return [s for s in self._layers(uuid) if hidden or not s.hidden]
+
+    def _layers(self, uuid: str | None) -> list[Snapshot]:
+        return sorted(snapshotfolder.published(self._root, uuid), key=lambda s: (s.created_at, s.id))
+
+    def stray_tags(self, vm: Vm) -> Sequence[StrayTag]:
+        return straytags.stray(self._root, self._opened, vm)
+
+    def drop_tags(self, vm: Vm, tags: Collection[str]) -> Sequence[StrayTag]:
+        return straytags.drop(self._root, self._opened, vm, frozenset(tags))
+
+    # --- pausing
+
+    def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
+        held = self._opened.inside(vm)
+        if snapshot is not None:
+            self._foresee(vm, snapshot)
+        held.look()
+
+    def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:
+        """What a reset to the snapshot would write now, mapped, so that the pause is not spent on page faults."""
+        chain, ram = self._opened.chain(vm, snapshot.id), self._opened.ram(vm)
+        expected = self._opened.tracking(vm).expected(TrackerKind.AUTO)
+        if expected is not None:
+            base, written = expected
+            pages = pg.union(written, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
+            ramcompare.foresee(ram, chain, pages)
+
+    def pause(self, vm: Vm) -> None:
+        held = self._opened.inside(vm)
+        self._pause.enter_context(urgent())
+        held.stop()
+
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+        held = self._opened.inside(vm)
+        if greet and vm.pulse is not None and held.is_paused():
+            self._greeting.send(vm.pulse, clock=clock)
+        held.go_on()
+        self._pause.close()
+
+    def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest
+        return self._greeting.await_life(seconds)
+
+    def tell(self, vm: Vm, line: str) -> bool:
+        return vm.pulse is not None and tell(vm.pulse, line)
+
+    # --- taking
+
+    def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        held = self._opened.inside(vm)
+        held.graph.writable()
+        devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if snapshot.vmstate_node not in held.graph.own:
+            snapshotfolder.make(self._root, folder)
+            try:
+                self._add_vmstate(held, snapshot, folder / snapshotfolder.VMSTATE)
+            except (DeadlineError, UnreachableError):
+                raise
+            except (HvctlError, OSError):
+                # QEMU has not got it, and no manifest will ever name it.
+                snapshotfolder.remove(folder)
+                raise
+        if arm is not None:
+            self._opened.tracking(vm).foresee(arm)
+
+    def _add_vmstate(self, held: Inside, snapshot: Snapshot, image: Path) -> None:
+        ramfile.wipe(image)
+        qemuimg.create_empty(image, VMSTATE_SIZE)
+        os.chown(image, self._facts.qemu_uid, self._facts.qemu_gid, follow_symlinks=False)
+        newprocess.add_state_node(held, snapshot, image)
+
+    def hardware(self, vm: Vm) -> Hardware:
+        return newprocess.hardware(self._opened.inside(vm), vm, self._document(vm.uuid))
+
+    def attach(self, vm: Vm, snapshot: Snapshot) -> None:
+        held, folder = self._opened.inside(vm), snapshotfolder.folder_of(self._root, snapshot)
+        devicetree.refuse_other_memory(held.qmp, {r.name: r.size for r in snapshot.regions})
+        if snapshot.vmstate_node not in held.graph.own:
+            newprocess.add_state_node(held, snapshot, folder / snapshotfolder.VMSTATE)
+
+    def difference(self, one: Snapshot, other: Snapshot) -> Difference:
+        return difference.difference(self._root, one, other)
+
+    def arm(self, vm: Vm, tracker: TrackerKind) -> Tracking:
+        held = self._opened.inside(vm)
+        held.refuse_unless_paused()
+        tracking = self._opened.tracking(vm)
+        tracking.arm(tracker)
+        return tracking.state
+
+    def save_state(self, vm: Vm, snapshot: Snapshot) -> None:
+        held = self._fitting(vm, snapshot)
+        if not set(snapshot.nodes) <= set(held.graph.writable().values()):
+            raise RefusedError(f"the disks of {vm.name} are not those of snapshot {snapshot.name}.")
+        delete_tag(held, snapshot.tag)
+        if vm.pulse is not None:
+            quiet(vm.pulse, lambda: held.qmp.execute("query-status"))
+        _state_job(held, "snapshot-save", snapshot, snapshot.nodes)
+        if snapshot.nodes:
+            diskpart.forget(overlays(snapshot), held.process)
+        held.forget()
+
+    def copy_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, live: bool = False
+    ) -> int:
+        held, tracking = self._opened.inside(vm), self._opened.tracking(vm)
+        if live:
+            return self._copy_live(vm, snapshot, held, tracking, tracker)
+        held = self._fitting(vm, snapshot)
+        writer, ram, inflations = self._writer_of(snapshot), self._opened.ram(vm), held.inflations()
+        # Pages that went to the balloon since they were copied are zero now, and no tracker says so.
+        quiet = inflations is not None and inflations == self._inflations
+        pages = tracking.again() if writer is not None and quiet else None
+        if writer is None or pages is None:
+            writer = self._new_writer(snapshot)
+            pages = self._differing(vm, snapshot, held, tracking, tracker)
+        writer.store(ram, pages)
+        held.alive()
+        stored = writer.finish()
+        tracking.settle(snapshot.id, inflations=inflations)
+        return stored
+
+    def _copy_live(self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind) -> int:
+        """All that is to be stored, while the guest runs; what it writes meanwhile is stored again under the pause."""
+        if held.graph.bypasses_cache:
+            return 0  # A disk read may still be on its way into pages that look clean already.
+        self._inflations = held.inflations()
+        writer, ram = self._new_writer(snapshot), self._opened.ram(vm)
+        writer.store(ram, self._differing(vm, snapshot, held, tracking, tracker))
+        return writer.rows * PAGE
+
+    def _differing(
+        self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind
+    ) -> Pages:
+        """The pages in which RAM differs, or may differ, from the snapshot's parent; all that exist without one."""
+        ram = self._opened.ram(vm)
+        found = tracking.written(tracker, held.inflations())
+        if found is not None and snapshot.parent is not None:
+            base, pages = found
+            return pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.parent, ram.pages))
+        if found is None:
+            tracking.again()
+        if snapshot.parent is None:
+            data = ram.data()
+            return pg.union(*(pg.span(first, last) for first, last in data)) if data else pg.NONE
+        with snapshotlayers.chain(self._root, vm.uuid, snapshot.parent, ram.pages) as chain:
+            return ramcompare.difference(ram, chain)
+
+    def patch_ram(self, vm: Vm, scratch: Snapshot, source: Snapshot, ranges: Sequence[Range] | None) -> int:
+        """Bytes. Before anything is restored: the scratch layer gets these ranges (None: all) of `source`'s RAM."""
+        held, ram = self._fitting(vm, scratch), self._opened.ram(vm)
+        with snapshotlayers.chain(self._root, vm.uuid, source.id, ram.pages) as chain:
+            pages = pg.span(0, ram.pages)
+            if ranges is not None:
+                spans = [devicetree.host_range(held.qmp, r) for r in ranges]
+                pages = pg.union(*(ram.pages_at(first, last) for first, last in spans))
+            writer = self._writer_of(scratch)
+            if writer is None:
+                raise HvctlError("the scratch copy of RAM is not there.")
+            writer.put(pages, chain.locate(pages))
+        writer.finish()
+        # RAM is as before, and so no more that of the layer.
+        self._opened.tracking(vm).settle(scratch.id, pages, inflations=held.inflations())
+        return pages.size * PAGE
+
+    def publish(self, snapshot: Snapshot) -> None:
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        snapshotfolder.publish(folder, replace(snapshot, stored=snapshotfolder.stored(folder)))
+
+    # --- going back
+
+    def restore_ram(
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
+        held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
+        inflations = held.inflations()
+        written = tracking.again() if after_load else None
+        kind = tracking.state.kind
+        chain = self._opened.chain(vm, snapshot.id)
+        if written is None:
+            found = tracking.written(tracker, inflations)
+            if found is not None:
+                base, pages = found
+                written = pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
+        if written is not None:
+            kind = tracking.state.kind
+            ramcompare.write(ram, chain, written)
+        else:
+            kind = TrackerKind.COMPARE
+            tracking.arm(tracker)
+            written = ramcompare.restore(ram, chain)
+        # A file outlives its process: without this, writes into a dead guest would pass for a reset.
+        held.alive()
+        tracking.settle(snapshot.id, inflations=inflations, reset=after_load)
+        return Restored(written.size, written.size * PAGE, kind, tracking.state.kind, tracking.state.reason)
+
+    def audit(self, vm: Vm, snapshot: Snapshot) -> int:
+        held, ram = self._fitting(vm, snapshot), self._opened.ram(vm)
+        missed = ramcompare.difference(ram, self._opened.chain(vm, snapshot.id))
+        held.alive()
+        if missed.size:
+            self._opened.tracking(vm).distrust(f"an audit found {missed.size} pages that it had missed")
+        return missed.size
+
+    def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
+        held = self._fitting(vm, snapshot)
+        chosen = snapshot.nodes if nodes is None else tuple(nodes)
+        lacking = sorted({snapshot.vmstate_node, *chosen} - set(held.graph.tagged(snapshot.tag)))
+        if lacking:
+            raise RefusedError(
+                f"snapshot {snapshot.name} is damaged: {lacking[0]} of {vm.name} does not hold it.",
+                f"hvctl snapshot delete {vm.name} {snapshot.name}",
+            )
+        _state_job(held, "snapshot-load", snapshot, chosen)
+
+    def prepare_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> None:
+        held, document = self._opened.inside(vm), self._document(vm.uuid)
+        diskpart.prepare(held, vm, document, snapshot, target, range, self._settings.images_dir)
+
+    def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
+        return diskpart.restore(self._opened.inside(vm), vm, snapshot, target, range)
+
+    def disk_is_back(self, vm: Vm, target: str) -> bool:
+        return diskpart.is_back(self._opened.inside(vm), vm, target)
+
+    def finish_disk(self, vm: Vm, target: str) -> None:
+        diskpart.finish(self._opened.inside(vm), vm, target)
+
+    def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
+        if not vm.has_balloon:
+            return
+        wanted, qmp = snapshot.balloon, self._opened.inside(vm).qmp
+        # The balloon's size and where it moves to are device state: after a load both are the snapshot's, unless the
+        # guest moved on. One that has more is left alone: it was on its way down, or has a module that was plugged
+        # beside what is promised, and what it uses of that must not be taken.
+        if qmp.execute("query-balloon")["actual"] >= wanted:
+            return
+        qmp.execute("balloon", {"value": wanted})
+        if not qmp.until("BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS):
+            raise DeadlineError(
+                f"the balloon of {vm.name} did not reach the snapshot's {wanted} bytes within {BALLOON_SECONDS:g} s.",
+                f"hvctl vm show {vm.name}",
+            )
+
+    def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
+        if self._writer_of(snapshot):
+            self._end_writer()
+        Deletion(self._root, self._opened).drop(vm, snapshot)
+
+    # --- how
+
+    def _fitting(self, vm: Vm, snapshot: Snapshot) -> Inside:
+        """The inside of a paused VM that the snapshot fits."""
+        held = self._opened.inside(vm)
+        held.refuse_unless_paused()
+        changed = binding_difference(snapshot.binding, held.binding)
+        if changed:
+            raise RefusedError(
+                f"snapshot {snapshot.name} does not fit {vm.name} any more: {changed}.",
+                f"take a new one: hvctl snapshot take {vm.name}",
+            )
+        return held
+
+    def _new_writer(self, snapshot: Snapshot) -> Writer:
+        self._end_writer()
+        folder = snapshotfolder.folder_of(self._root, snapshot)
+        pages, based = snapshot.ram_size // PAGE, snapshot.parent is not None
+        limit = snapshotlayers.free(self._root, self._settings.snapshot_budget) - self._settings.memory_margin
+        writer = Writer(folder, pages, base=based, limit=limit)
+        self._writer = (snapshot.id, writer)
+        return writer
+
+    def _writer_of(self, snapshot: Snapshot) -> Writer | None:
+        return self._writer[1] if self._writer is not None and self._writer[0] == snapshot.id else None
+
+    def _end_writer(self) -> None:
+        if self._writer is not None:
+            self._writer[1].close()
+        self._writer = None
+
+
+def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
+    """Save or load with guest RAM left out. libvirt does not know of this switch, and would leave guest RAM out of its
+    own saves and migrations with it on, so QEMU has the order to turn it off before it begins."""
+    arguments = {
+        "tag": snapshot.tag,
+        "vmstate": snapshot.vmstate_node,
+        "devices": [snapshot.vmstate_node, *nodes],
+    }
+    off = (*held.counter, ignore_shared_ram(False))
+    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(ignore_shared_ram(True),), after=off)
+    held.counted(counts)
