@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hvctl.cli.printable import printable
 from hvctl.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ class Globals:
     def say(self, text: str) -> None:
         """A remark for the person at the terminal; never data."""
         if not self.quiet:
-            from hvctl.cli.render import printable
-
             print(printable(text), file=sys.stderr)
 
     def progress(self, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,12 @@ from typing import Any
 
 from hvctl import codec
 from hvctl.cli.context import Format, Globals
+from hvctl.cli.printable import in_json, one_line, printable
 from hvctl.errors import HvctlError
 from hvctl.model.operation import Outcome
 from hvctl.units import format_seconds
 
 SCHEMA_VERSION = 1
-# C1 controls and what turns text around or hides in it: JSON itself escapes only what is below the space.
-_UNSEEN = re.compile(
-    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +27,6 @@ class Column:
     key: str
     heading: str
     text: Callable[[Any], str] = lambda v: "-" if v is None else str(v)
-
-
-def printable(text: str) -> str:
-    """Control characters, and what else does not print, as backslash escapes; line ends stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def _one_line(text: str) -> str:
-    """So that nobody's name can look like another row."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def complain(error: HvctlError) -> None:
@@ -57,7 +43,7 @@ def _document(document: Mapping[str, Any], form: Format) -> None:
         # Without allow_unicode everything that a terminal could act on is an escape, and so are other letters.
         yaml.safe_dump(whole, sys.stdout, sort_keys=False, allow_unicode=False)
     else:
-        sys.stdout.write(_UNSEEN.sub(_escaped, json.dumps(whole, indent=2, ensure_ascii=False)) + "\n")
+        sys.stdout.write(in_json(json.dumps(whole, indent=2, ensure_ascii=False)) + "\n")
 
 
 def rows(context: Globals, name: str, data: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
@@ -78,16 +64,10 @@ def _flat(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _escaped(match: re.Match[str]) -> str:
-    """The same character in JSON: unprintable ones occur inside of strings only."""
-    units = match[0].encode("utf-16-be", errors="surrogatepass")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
-
-
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     from rich.cells import cell_len
 
-    cells = [list(headings), *([_one_line(c) for c in line] for line in lines)]
+    cells = [list(headings), *([one_line(c) for c in line] for line in lines)]
     widths = [max(cell_len(line[i]) for line in cells) for i in range(len(headings))]
     for line in cells:
         padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
@@ -105,7 +85,7 @@ def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence
     else:
         width = max((len(k) for k, _ in lines), default=0)
         for key, value in lines:
-            print(f"{key:<{width}}  {_one_line(value)}".rstrip())
+            print(f"{key:<{width}}  {one_line(value)}".rstrip())
 
 
 def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]] = ()) -> None:

@@ -14,6 +14,7 @@ import typer
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import bounded
+from hvctl.cli.printable import printable
 from hvctl.cli.render import Column
 from hvctl.units import format_rate, format_size
 
@@ -81,7 +82,7 @@ def _live(watched: Top, interval: float, count: int | None) -> None:
             made.add_column(column.heading, no_wrap=True)
         for line in watched.look(interval):
             row = _row(line.document())
-            made.add_row(*(Text(render.printable(c.text(row[c.key])).replace("\n", "\\n")) for c in COLUMNS))
+            made.add_row(*(Text(printable(c.text(row[c.key])).replace("\n", "\\n")) for c in COLUMNS))
         return made
 
     with Live(auto_refresh=False, screen=count is None) as live:

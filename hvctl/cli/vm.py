@@ -10,6 +10,7 @@ import typer
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import DryRun, ExitCode, VmName, bounded, pending
+from hvctl.cli.printable import printable
 from hvctl.cli.render import Column
 from hvctl.errors import RefusedError, UsageError
 from hvctl.units import format_rate, format_size, parse_size
@@ -248,7 +249,7 @@ def exec_(
 def _copy(data: bytes, stream: Any) -> None:
     """Bytes as they are into a pipe or file; escaped where a terminal would act on them."""
     if stream.isatty():
-        stream.write(render.printable(data.decode(errors="backslashreplace")))
+        stream.write(printable(data.decode(errors="backslashreplace")))
     else:
         stream.buffer.write(data)
     stream.flush()
@@ -289,7 +290,7 @@ def adopt(
         changes = inspect.adoption_diff(engine, vm)
         result = verbs.adopt(engine, vm, dry_run=not yes, key=options.key)
     if options.format is Format.TABLE and changes:
-        print(render.printable(changes))
+        print(printable(changes))
     render.outcome(options, result)
     pending(result, exit_code)
 

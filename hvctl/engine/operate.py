@@ -3,35 +3,27 @@ the engine does it under lock, row and mark, and answers how it ended."""
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hvctl import codec
-from hvctl.adapters.store.store import Store
-from hvctl.decide.admission import admit, holders
-from hvctl.decide.needs import promised_need
-from hvctl.engine.execute import Execution, Progress, StepError
-from hvctl.engine.faults import Faults
-from hvctl.engine.handover import capacity, pool_move
+from hvctl.engine.endings import failed, replayed
+from hvctl.engine.execute import Execution, StepError
+from hvctl.engine.handover import admission, pool_move
 from hvctl.engine.learned import learned
 from hvctl.engine.lock import VmLock, vm_lock
-from hvctl.engine.observe import observe, observe_all
+from hvctl.engine.observe import observe
 from hvctl.engine.recover import recover_vm
-from hvctl.errors import BusyError, HvctlError, NotFoundError, NotUndoneError, RefusedError, UndoneError
+from hvctl.engine.site import Site
+from hvctl.errors import BusyError, HvctlError, RefusedError
 from hvctl.model.allocation import Record, Resources, resources
-from hvctl.model.host import FORGET, Forget, HostFacts, Ledger, Promise
+from hvctl.model.host import FORGET, Forget, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
 from hvctl.model.plan import Enter, Plan, Refusal
-from hvctl.model.pool import Need
 from hvctl.model.stepwords import step_detail, step_name
 from hvctl.model.vm import Process, Vm
-from hvctl.ports import Host
-from hvctl.settings import Settings
 
 ENDS_QUARANTINE = (Kind.STOP, Kind.DELETE)
 
@@ -61,29 +53,15 @@ class Decision:
 Decide = Callable[[Vm | None], Decision | Refusal]
 
 
-class Engine:
-    """One hypervisor and its journal, opened for one command or one daemon.
-
-    needs(vm, gap) predicts what a VM needs when it comes back after `gap` seconds; clock is seconds since 1970, which
-    reservations are kept by, since they outlive every process and boot."""
-
-    def __init__(self, settings: Settings, host: Host, store: Store, progress: Progress = lambda _: None) -> None:
-        self.settings = settings
-        self.host = host
-        self.store = store
-        self.progress = progress
-        self.faults = Faults()
-        self.facts: HostFacts = host.domains.facts()
-        self.needs: Callable[[Vm, float], Need] = promised_need
-        self.clock: Callable[[], float] = time.time
-        self.who = os.environ.get("SUDO_USER") or _user()
+class Engine(Site):
+    """Changes VMs, one operation at a time."""
 
     def preview(self, kind: Kind, ref: str | None, name: str, decide: Decide) -> Outcome:
         """What change() would do now: the same decision and the same admission, no effect."""
-        with self._released():
+        with self.released():
             vm = self._observed(ref) if ref else None
             decision = _decided(decide(vm))
-        check = self._admission(vm, decision.wanted, vm.uuid if vm else "", vm.name if vm else name)
+        check = admission(self, vm, decision.wanted, vm.uuid if vm else "", vm.name if vm else name)
         if check:
             check(self.store.ledger(self.facts.name))
         return self._outcome(kind, vm.uuid if vm else "", name if vm is None else vm.name, None, decision)
@@ -93,14 +71,14 @@ class Engine:
     ) -> Outcome:
         """Run one operation on the VM `ref` (of a VM to create: its uuid, and its name in `new`)."""
         if known := self._known(key):
-            return self._replayed(kind, known)
+            return replayed(kind, known)
         self.sweep()
         began = time.monotonic()
         uuid = ref if new else self.host.domains.uuid(ref)
-        with self._released(), vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
+        with self.released(), vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
             recover_vm(self, lock, uuid)
             if known := self._known(key):
-                return self._replayed(kind, known)
+                return replayed(kind, known)
             vm = None if new else self._observed(uuid)
             name = vm.name if vm else new
             try:
@@ -108,7 +86,7 @@ class Engine:
             except RefusedError:
                 # The same request, a moment ahead of this one, may be what stands in its way.
                 if known := self._known(key):
-                    return self._replayed(kind, known)
+                    return replayed(kind, known)
                 raise
             if not decision.plan.steps:
                 return self._outcome(kind, uuid, name, OpState.DONE, decision)
@@ -136,11 +114,11 @@ class Engine:
             who=self.who,
             boot_id=self.facts.boot_id,
             key=key,
-            admit=self._admission(decision.before.vm, decision.wanted, uuid, name),
+            admit=admission(self, decision.before.vm, decision.wanted, uuid, name),
             held=decision.wanted,
         )
         if key and (operation.state is not OpState.OPEN or operation.vm_uuid != uuid):
-            return self._replayed(kind, self._known(key) or operation)
+            return replayed(kind, self._known(key) or operation)
         self.faults.point(kind.value, "row", "after")
         lock.mark(operation.id, Phase.BEGUN)
         self.faults.point(kind.value, "begun", "after")
@@ -149,7 +127,7 @@ class Engine:
         try:
             run.run(decision.plan)
         except StepError as e:
-            self._failed(lock, operation, run, e)
+            failed(self, lock, operation, run, e)
         if run.kept_memory is not None and decision.goal:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}
@@ -175,48 +153,12 @@ class Engine:
             )
         return outcome
 
-    def _failed(self, lock: VmLock, operation: Operation, run: Execution, error: StepError) -> None:
-        """Close the row as what it is, and tell the operator; always raises."""
-        what = f"{operation.kind} of {operation.vm_name} failed at {step_name(error.step)}: {error.message}"
-        lost = operation.kind is Kind.RESET and self._process_ended(operation)
-        if error.unknown and not lost:
-            raise NotUndoneError(
-                f"{what} The result is unknown, so the operation stays open.", "hvctl recover ends it"
-            ) from error.cause
-        kind: type[NotUndoneError | UndoneError | RefusedError]
-        if lost:
-            state, kind, tail = OpState.FAILED, NotUndoneError, "The QEMU process has ended, and with it the guest."
-        elif error.torn:
-            state, kind, tail = OpState.QUARANTINED, NotUndoneError, "The guest stays paused: its memory is mixed."
-        elif error.undo_failed:
-            state, kind = OpState.FAILED, NotUndoneError
-            tail = f"Not undone: {'; '.join(error.undo_failed)}."
-        else:
-            # What could not even be begun is refused, though something had to be tried to find that out.
-            refused = isinstance(error.cause, RefusedError) and run.phase is Phase.BEGUN
-            state, kind, tail = OpState.UNDONE, RefusedError if refused else UndoneError, "Everything is as it was."
-        self.store.close_operation(operation.id, state, reason=f"{error.message} {tail}", steps=run.records)
-        lock.clear()
-        hint = f"hvctl vm start {operation.vm_name} boots it from its disks" if lost else error.hint
-        if error.torn and not lost:
-            hint = f"hvctl vm stop {operation.vm_name} --force, then start it: it boots from its disks"
-        raise kind(f"{what} {tail}", hint) from error.cause
-
-    def _process_ended(self, operation: Operation) -> bool:
-        """Whether the VM's QEMU is surely not the one that the operation began with."""
-        before = codec.load(Before, operation.before)
-        try:
-            now = self.host.domains.get(operation.vm_uuid)
-        except HvctlError:
-            return False
-        return before.vm is not None and now.process != before.vm.process
-
     def sweep(self) -> list[Operation]:
         """Recover every operation whose owner is dead; those that cannot be observed now stay open."""
         ended = []
         for operation in self.store.open_operations(self.facts.name):
             try:
-                with self._released(), vm_lock(self.settings.locks_dir, operation.vm_uuid, 0) as lock:
+                with self.released(), vm_lock(self.settings.locks_dir, operation.vm_uuid, 0) as lock:
                     closed = recover_vm(self, lock, operation.vm_uuid)
             except BusyError:
                 continue
@@ -226,50 +168,6 @@ class Engine:
             if closed:
                 ended.append(closed)
         return ended
-
-    @contextlib.contextmanager
-    def _released(self) -> Iterator[None]:
-        """Whatever becomes of an operation, its QEMU process is let go."""
-        try:
-            yield
-        finally:
-            self.host.machine.release()
-
-    def _admission(
-        self, vm: Vm | None, want: Resources | None, uuid: str, name: str
-    ) -> Callable[[Ledger], None] | None:
-        """The check that opening the row makes; what is observed is read before, so that nothing slow happens under
-        the host's lock. Nobody else is looked at for a VM that runs and asks for no more than it was promised: that is
-        never refused, and its promise changes only under its own lock."""
-        if want is None:
-            return None
-        if vm is not None and vm.state.active:
-            own = self.store.promise_of(self.facts.name, uuid)
-            if own is not None and own.holds and own.resources.largest(want) == own.resources:
-                return None
-        observed = observe_all(self.host)
-        most, now = capacity(self), self.clock()
-
-        def check(ledger: Ledger) -> None:
-            held = holders(ledger, self.looked_again(ledger, observed))
-            refusal = admit(most, held, uuid, want, ledger.reservations, name, now)
-            if refusal:
-                raise RefusedError(refusal.message, refusal.hint)
-
-        return check
-
-    def looked_again(self, ledger: Ledger, observed: Sequence[Vm]) -> list[Vm]:
-        """A VM that was off a moment ago, and is promised room now, may have been started in between: a look under the
-        host's lock decides. There are few such VMs, since a stop takes the promise away."""
-        promised = {p.vm_uuid for p in ledger.promised if p.holds and not p.busy}
-        seen = []
-        for vm in observed:
-            if vm.uuid in promised and not vm.state.active:
-                with contextlib.suppress(NotFoundError):
-                    seen.append(self.host.domains.get(vm.uuid))
-            else:
-                seen.append(vm)
-        return seen
 
     def _observed(self, ref: str) -> Vm:
         """The VM as it is; what the domain's metadata lost of the promise, the database still knows."""
@@ -301,34 +199,6 @@ class Engine:
             recover_vm(self, lock, known.vm_uuid)
         return self.store.operation(known.id)
 
-    def _replayed(self, kind: Kind, known: Operation) -> Outcome:
-        """The answer that this key's operation got the first time."""
-        if known.kind is not kind:
-            raise RefusedError(f"this key was used for {known.kind} of {known.vm_name}.", "use a new --key")
-        if known.state is OpState.OPEN:
-            raise BusyError(
-                f"operation {known.id} with this key is still open.", "hvctl operation show " + str(known.id)
-            )
-        if known.state is not OpState.DONE:
-            ended = UndoneError if known.state is OpState.UNDONE else NotUndoneError
-            raise ended(f"operation {known.id} with this key ended {known.state}: {known.reason}", "use a new --key")
-        result = dict(known.result or {})
-        warnings = tuple(result.pop("warnings", ()))
-        goal, _ = result.pop("goal", f"{known.kind} {known.vm_name}"), result.pop("reasons", ())
-        return Outcome(
-            known.kind,
-            known.vm_uuid,
-            known.vm_name,
-            known.state,
-            goal,
-            (),
-            ("this key's operation was done before",),
-            known.id,
-            known.steps,
-            warnings,
-            result=result,
-        )
-
     @staticmethod
     def _outcome(
         kind: Kind,
@@ -354,13 +224,6 @@ class Engine:
             seconds,
             decision.result,
         )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except KeyError:  # in a container a uid may have no name
-        return str(os.geteuid())
 
 
 def _said(outcome: Outcome) -> dict[str, Any]:

@@ -5,8 +5,6 @@ May itself be killed at any point: every answer can be repeated, and the mark mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hvctl import codec
 from hvctl.decide.recovery import answer
 from hvctl.decide.scope import disk_targets
@@ -14,6 +12,7 @@ from hvctl.engine.execute import Execution, StepError
 from hvctl.engine.handover import pool_move
 from hvctl.engine.lock import VmLock
 from hvctl.engine.observe import observe
+from hvctl.engine.site import Site
 from hvctl.errors import NotFoundError, NotUndoneError
 from hvctl.model.allocation import resources
 from hvctl.model.host import FORGET, Forget, Promise
@@ -21,39 +20,36 @@ from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.snapshot import Binding
 from hvctl.model.vm import State, Vm
 
-if TYPE_CHECKING:
-    from hvctl.engine.operate import Engine
 
-
-def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
+def recover_vm(site: Site, lock: VmLock, uuid: str) -> Operation | None:
     """Close the open operation of a VM whose lock is held by us; the closed one, None if there was none.
 
     DeadlineError or UnreachableError: the VM cannot be seen now, so nothing was touched and the row stays open."""
-    opened = engine.store.operations(engine.facts.name, uuid, OpState.OPEN)
+    opened = site.store.operations(site.facts.name, uuid, OpState.OPEN)
     if not opened:
         lock.clear()
         return None
     operation = opened[0]
-    engine.progress(f"recovering operation {operation.id}: {operation.kind} of {operation.vm_name}")
+    site.progress(f"recovering operation {operation.id}: {operation.kind} of {operation.vm_name}")
     before = codec.load(Before, operation.before)
-    now = _now(engine, uuid)
+    now = _now(site, uuid)
     active = now is not None and now.state.active and operation.kind is Kind.RESET
-    binding = engine.host.machine.binding(now) if active and now else None
-    snapshots = tuple(reversed(engine.host.machine.snapshots(uuid, hidden=True)))
+    binding = site.host.machine.binding(now) if active and now else None
+    snapshots = tuple(reversed(site.host.machine.snapshots(uuid, hidden=True)))
     phase = _phase(lock, operation, now)
-    kept = bool(before.load) and engine.host.storage.kept_disks(uuid) == before.load
+    kept = bool(before.load) and site.host.storage.kept_disks(uuid) == before.load
     saving = before.snapshot if operation.kind is Kind.SNAPSHOT_SAVE else None
-    archived = saving is not None and engine.host.archives.published(saving, before.archive)
-    back = _back(engine, operation, before, now, binding)
+    archived = saving is not None and site.host.archives.published(saving, before.archive)
+    back = _back(site, operation, before, now, binding)
     end = answer(operation, phase, before, now, binding, snapshots, kept=kept, archived=archived, back=back)
     run = Execution(
-        engine.host,
+        site.host,
         lock,
-        engine.faults,
-        engine.settings.memory_margin,
+        site.faults,
+        site.settings.memory_margin,
         operation.id,
         operation.kind,
-        engine.progress,
+        site.progress,
         vm=now,
         recovering=True,
         phase=phase,
@@ -78,10 +74,10 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
     if run.mended:
         # As where nobody died: the VM is right, and what was wrong must not pass for success.
         state, reason = OpState.FAILED if succeeded else state, f"{reason}; {' '.join(run.mended)}"
-    engine.faults.point(f"recover-{operation.kind.value}", "close", "before")
+    site.faults.point(f"recover-{operation.kind.value}", "close", "before")
     # What is quarantined is the process that was found, which need not be the one that the operation began with.
     process = codec.dump(now.process) if state is OpState.QUARANTINED and now and now.process else None
-    engine.store.close_operation(
+    site.store.close_operation(
         operation.id,
         state,
         reason=reason,
@@ -89,28 +85,26 @@ def recover_vm(engine: Engine, lock: VmLock, uuid: str) -> Operation | None:
         steps=run.records,
         promise=promise,
         record=before.goal,
-        move=pool_move(engine, operation.kind, before, state),
+        move=pool_move(site, operation.kind, before, state),
     )
     lock.clear()
-    return engine.store.operation(operation.id)
+    return site.store.operation(operation.id)
 
 
-def _now(engine: Engine, uuid: str) -> Vm | None:
+def _now(site: Site, uuid: str) -> Vm | None:
     try:
-        return observe(engine.host, uuid, guest=True)
+        return observe(site.host, uuid, guest=True)
     except NotFoundError:
         return None
 
 
-def _back(
-    engine: Engine, operation: Operation, before: Before, now: Vm | None, binding: Binding | None
-) -> frozenset[str]:
+def _back(site: Site, operation: Operation, before: Before, now: Vm | None, binding: Binding | None) -> frozenset[str]:
     """The disks of a reset of disks alone that are, or will be, at the snapshot."""
     if operation.kind is not Kind.RESET or now is None or binding is None or before.snapshot is None:
         return frozenset()
     if binding.process != before.snapshot.binding.process:
         return frozenset()
-    return frozenset(t for t in disk_targets(now, before.scope) if engine.host.machine.disk_is_back(now, t))
+    return frozenset(t for t in disk_targets(now, before.scope) if site.host.machine.disk_is_back(now, t))
 
 
 def _phase(lock: VmLock, operation: Operation, now: Vm | None) -> Phase:

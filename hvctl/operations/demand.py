@@ -99,7 +99,7 @@ def _grown(engine: Engine, number: int) -> Reservation:
     def edit(one: Reservation, ledger: Ledger) -> Reservation:
         if one.state is not Held.WAITING:
             return one
-        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        got = room_for(engine, most, observed, ledger, one)
         granted = one.granted.largest(got).least(one.size)
         return replace(one, granted=granted, state=one.state if (one.size - granted).any else Held.HELD)
 
@@ -141,7 +141,7 @@ def keep_returns(engine: Engine, wanted: list[Reservation]) -> tuple[Reservation
     return engine.store.pool.reserve(
         engine.facts.name,
         wanted,
-        lambda ledger, one: room_for(engine, most, engine.looked_again(ledger, observed), ledger, one),
+        lambda ledger, one: room_for(engine, most, observed, ledger, one),
     )
 
 
@@ -183,7 +183,7 @@ def _regrant(engine: Engine, demand: Reservation) -> None:
     most, observed = capacity(engine), observe_all(engine.host)
 
     def edit(one: Reservation, ledger: Ledger) -> Reservation:
-        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        got = room_for(engine, most, observed, ledger, one)
         return replace(one, granted=one.granted.largest(got))
 
     for one in engine.store.pool.reservations(engine.facts.name):

@@ -90,7 +90,7 @@ def _held(engine: Engine, ask: Ask, plan: Interruption, later: bool, key: str | 
     def grant(ledger: Ledger, one: Reservation) -> Resources:
         if one.state is Held.SCHEDULED:
             return Resources()
-        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        got = room_for(engine, most, observed, ledger, one)
         if one.state is Held.HELD and one.owner == ask.owner and (lacking := one.size - got).any:
             raise RefusedError(f"{in_words(lacking)} was free a moment ago, and is not any more.", "try again")
         return got

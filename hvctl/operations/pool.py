@@ -92,7 +92,7 @@ def reserve(engine: Engine, wanted: Wanted, *, key: str | None = None, dry_run: 
     most, observed = capacity(engine), observe_all(engine.host)
 
     def grant(ledger: Ledger, one: Reservation) -> Resources:
-        got = room_for(engine, most, engine.looked_again(ledger, observed), ledger, one)
+        got = room_for(engine, most, observed, ledger, one)
         if (lacking := one.size - got).any:
             words = ", ".join(f"{n} lacks {text(v)}" for n, text in FORMAT.items() if (v := getattr(lacking, n)))
             raise RefusedError(f"it does not fit on this host: {words}.", "hvctl pool show; hvctl reserve list")
