@@ -63,6 +63,13 @@ class Machine(Protocol):
         long."""
         ...
 
+    def hear(self, vm: Vm, line: str, seconds: float) -> bool:
+        """Whether a guest that runs says this very line of ASCII, shorter than 128 bytes, on its port for signs of life
+        within `seconds`, or has said it since a greeting or another line was heard there; returns as soon as it does.
+        All else that it says is thrown away. False at once without a port. GuestError: it floods its port, and is not
+        heard any more in this operation. UnreachableError: nobody has the port."""
+        ...
+
     def prepare(self, vm: Vm, snapshot: Snapshot, arm: TrackerKind | None = None) -> None:
         """Its folder and its node for device state, while the guest runs. arm: a tracker is armed next."""
         ...

@@ -3,6 +3,7 @@ interruption is done again, since its room was promised to somebody; what came b
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from hvctl.decide.allocate import plan_allocation, with_parts
@@ -30,7 +31,9 @@ from hvctl.units import format_time
 
 
 def notice_of(away: Away, event: Event) -> Notice:
-    return Notice(event, away.rung, format_time(away.out_at), format_time(away.return_at), away.reason)
+    """Whoever works out the notice of an interruption again, after a crash too, gives it the same id."""
+    identity = hashlib.sha256(f"{away.vm_uuid} {away.out_at!r}".encode()).hexdigest()[:32]
+    return Notice(identity, event, away.rung, format_time(away.out_at), format_time(away.return_at), away.reason)
 
 
 def _hears(vm: Vm) -> bool:

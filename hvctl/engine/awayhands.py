@@ -9,7 +9,7 @@ from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
 from hvctl.errors import BusyError, HvctlError, RefusedError
 from hvctl.model import awaysteps as a
 from hvctl.model import plan as p
-from hvctl.model.vm import State
+from hvctl.model.vm import State, Vm
 from hvctl.ports import Host
 
 _OFF = frozenset({State.OFF})
@@ -38,29 +38,45 @@ def away_hand(host: Host, step: p.Step) -> Applied | None:
 
 def _notify(host: Host, step: a.NotifyGuest) -> Applied:
     """A guest that cannot be told is interrupted all the same, without a wait: nobody in it knows of one."""
-    call = agent_call(host, step.uuid)
     told = {k: str(v) for k, v in asdict(step.notice).items()}
-    by = ["line"] if _line(host, step.uuid, told) else []
     try:
-        notice.deliver(call, told, AGENT_SECONDS)
-        by.append("document")
+        vm = host.domains.get(step.uuid)
+        by = _tell(host, vm, told)
     except HvctlError as e:
-        if not by:
-            warning = f"the guest was not told of its {step.notice.event}: {e.message}"
-            return Applied(warning=warning, facts={"told": False})
+        warning = f"the guest was not told of its {step.notice.event}: {e.message}"
+        return Applied(warning=warning, facts={"told": False})
     inverse = None
     if step.notice.event is a.Event.INTERRUPTION:
         inverse = a.NotifyGuest(step.uuid, replace(step.notice, event=a.Event.WITHDRAWN))
     if step.seconds <= 0:
         return Applied(inverse, facts={"told": True, "by": by})
-    ready = notice.await_ready(call, step.seconds, AGENT_SECONDS)
+    identity = step.notice.id
+    ready = notice.await_ready(
+        agent_call(host, step.uuid) if "document" in by else None,
+        lambda seconds: host.machine.hear(vm, notice.ready_line(identity), seconds),
+        identity,
+        step.seconds,
+        AGENT_SECONDS,
+    )
     return Applied(inverse, facts={"told": True, "by": by, "ready": ready})
 
 
-def _line(host: Host, uuid: str, told: dict[str, str]) -> bool:
+def _tell(host: Host, vm: Vm, told: dict[str, str]) -> list[str]:
+    """How the guest was told; HvctlError: in no way."""
+    by = ["line"] if _line(host, vm, told) else []
+    try:
+        notice.deliver(agent_call(host, vm.uuid), told, AGENT_SECONDS)
+    except HvctlError:
+        if not by:
+            raise
+        return by
+    return [*by, "document"]
+
+
+def _line(host: Host, vm: Vm, told: dict[str, str]) -> bool:
     """Whether the guest took the line; a guest that cannot hear it may still have an agent."""
     try:
-        return host.machine.tell(host.domains.get(uuid), notice.line(told))
+        return host.machine.tell(vm, notice.line(told))
     except HvctlError:
         return False
 

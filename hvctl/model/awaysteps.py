@@ -16,8 +16,10 @@ class Event(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What the guest is told. Times are RFC 3339; how is the rung."""
+    """What the guest is told. Times are RFC 3339; how is the rung; id, 32 hexadecimal digits, is that of one
+    interruption of one VM, whatever becomes of it and however often the guest is told."""
 
+    id: str
     event: Event
     how: Rung
     at: str

@@ -50,6 +50,10 @@ class Outside(Protocol):
         """What spoil changes, as it is now."""
         ...
 
+    def acknowledge(self, vm: str, notice: str) -> None:
+        """The guest says on its port that it is ready for the interruption with this id."""
+        ...
+
     def kill(self, vm: Vm) -> None:
         """The QEMU process dies and libvirt knows it."""
         ...
@@ -164,6 +168,9 @@ class FakeOutside:
 
     def content(self, vm: str) -> Mapping[str, str]:
         return self.world.content(vm)
+
+    def acknowledge(self, vm: str, notice: str) -> None:
+        self.world.say(vm, f"ready {notice}")
 
     def kill(self, vm: Vm) -> None:
         self.world.destroy(vm.uuid)

@@ -80,6 +80,9 @@ class RealOutside:
         self._run(vm, "sync; echo 3 > /proc/sys/vm/drop_caches")
         return {part: self._run(vm, f"cat {path}") for part, path in MARKS.items()}
 
+    def acknowledge(self, vm: str, notice: str) -> None:
+        self._run(vm, f"hvctl-ready {notice}")
+
     def kill(self, vm: Vm) -> None:
         assert vm.process is not None
         os.kill(vm.process.pid, signal.SIGKILL)

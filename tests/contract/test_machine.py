@@ -368,6 +368,24 @@ def test_a_line_is_for_a_guest_that_runs_and_costs_no_greeting(host: Host, runni
     assert machine.await_life(vm, 30.0).reseeded
 
 
+def test_a_guest_is_heard_and_only_with_the_line_that_is_awaited(host: Host, outside: Outside, running: str) -> None:
+    machine, vm = host.machine, host.domains.get(running)
+    one, other = (digit * 32 for digit in "12")
+    for notice in (other, one):
+        outside.acknowledge(running, notice)
+    assert not machine.hear(replace(vm, pulse=None), f"ready {one}", 0.0)
+    assert machine.hear(vm, f"ready {one}", 30.0)
+    assert not machine.hear(vm, f"ready {other}", 0.0), "what was before it is gone"
+    # It is no sign of life, and costs none.
+    outside.acknowledge(running, one)
+    machine.pause(vm)
+    machine.resume(vm, greet=True)
+    assert machine.await_life(vm, 30.0).reseeded
+    machine.release()
+    outside.acknowledge(running, one)
+    assert machine.hear(vm, f"ready {one}", 30.0)
+
+
 def test_getting_ready_changes_nothing_and_refuses_what_does_not_fit(
     host: Host, outside: Outside, running: str, snapshot: Snapshot
 ) -> None:

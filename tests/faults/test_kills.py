@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -709,6 +713,28 @@ def test_a_demand_is_carried_on_by_whoever_comes_next(tmp_path: Path, point: str
     assert case.happened(site)
     assert_contract(site)
     assert len([o for o in site.json("operation", "list")["operations"] if o["kind"] == "interrupt"]) == 1
+
+
+def test_what_a_guest_said_while_nobody_waited_counts_for_whoever_recovers(tmp_path: Path) -> None:
+    """Killed while it waits for the guest, which is told again of the same interruption, and has said that it is ready
+    for it: an hour is not waited for."""
+    site = FakeSite(tmp_path)
+    _squeezable(site)
+    site.world.set_behaviour("a", agent="absent")
+    argv = (sys.executable, "-m", "hvctl", "interrupt", "a", "--how", "pause", "--grace", "3600")
+    with subprocess.Popen(argv, env={**os.environ, **site.environment}) as waiting:
+        while not site.world.vm("a").heard:
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        waiting.kill()
+    site.world.say("a", f"ready {site.world.vm('a').heard[0].split()[5]}")
+    (ended,) = site.json("recover")["operations"]
+    assert (ended["kind"], ended["state"]) == ("interrupt", "done")
+    told = [s["facts"] for s in ended["steps"] if s["name"] == "notify_guest"]
+    assert told[-1] == {"told": True, "by": ["line"], "ready": True}
+    assert len(set(site.world.vm("a").heard)) == 1
+    assert _paused_and_away(site)
+    assert_contract(site)
 
 
 @pytest.mark.parametrize("point", ["row:after", "touching:after", "drop_tags:before", "drop_tags:after"])

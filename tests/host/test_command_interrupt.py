@@ -48,6 +48,16 @@ HOOK = """mkdir -p /etc/hvctl/notice.d
 printf '#!/bin/sh\\n[ -e /run/seen ] || cp "$1" /run/seen\\ntouch /run/hvctl/ready\\n' > /etc/hvctl/notice.d/seen
 chmod 755 /etc/hvctl/notice.d/seen"""
 
+# A word for another interruption, then the right one, then all is as before.
+ALONE = """rm -f /run/hvctl/notice.line
+cp /etc/inittab /run/inittab; sed -i /hvctl-agent/d /etc/inittab
+told() { until grep -q "^notice $1 " /run/hvctl/notice.line; do usleep 20000; done; }
+(told interruption; hvctl-ready 0123456789abcdef0123456789abcdef
+told returned; told interruption; hvctl-ready
+told returned; cp /run/inittab /etc/inittab; kill -HUP 1) > /dev/null 2>&1 &"""
+# The agent answers this before init ends it.
+LEAVE = '{"execute": "guest-exec", "arguments": {"path": "/bin/kill", "arg": ["-HUP", "1"]}}'
+
 
 class Own:
     """libvirt with the VMs of this test alone: others of this host would count against its capacity."""
@@ -156,6 +166,24 @@ def test_a_guest_that_ignores_the_notice_has_its_grace_and_goes(site: Site, vm: 
         assert told.seconds >= 2
         assert vm.state == "paused"
         comeback.resume(engine, [vm.name])
+        vms.configure(engine, vm.name, interruptible=False)
+
+
+def test_a_guest_without_an_agent_says_on_its_port_that_it_is_ready(site: Site, vm: Guest) -> None:
+    """Only for the interruption that it is told of: else it has its grace, and an hour would be too long to wait."""
+    with small_host(site) as engine:
+        vms.configure(engine, vm.name, interruptible=True)
+        vm.run(ALONE)
+        virsh("qemu-agent-command", vm.uuid, LEAVE)
+        await_true(lambda: not vm.answers(), "the agent is gone")
+        for grace, ready in ((2.0, False), (HOUR, True)):
+            (done,) = interrupt.vms(engine, [vm.name], Rung.PAUSE, back=HOUR, grace=grace, reason="a test")
+            told = next(s for s in done.steps if s.name == "notify_guest")
+            assert told.facts == {"told": True, "by": ["line"], "ready": ready}
+            assert vm.state == "paused"
+            print("the notice took", told.seconds, "s")
+            comeback.resume(engine, [vm.name])
+        vm.await_answer()
         vms.configure(engine, vm.name, interruptible=False)
 
 

@@ -3,6 +3,7 @@ operation what is promised and reserved fits."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from faults.command import FakeSite
 
+from hvctl.adapters.fake.state import Exec
 from hvctl.engine.faults import Faults
 from hvctl.engine.operate import Engine
 from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
@@ -233,10 +235,65 @@ def test_a_guest_without_an_agent_hears_the_line_and_has_its_time(site: FakeSite
         told = next(s.facts for s in done.steps if s.name == "notify_guest")
         assert told == {"told": True, "by": ["line"], "ready": False}
         assert site.world.vm("spot").heard == [
-            "notice interruption pause 1970-01-01T00:16:40Z 1970-01-01T01:16:40Z for ? or?nobody"
+            f"notice interruption pause 1970-01-01T00:16:40Z 1970-01-01T01:16:40Z {notice_id(site)} for ? or?nobody"
         ]
         comeback.resume(engine, ["spot"])
         assert [line.split()[1] for line in site.world.vm("spot").heard] == ["interruption", "returned"]
+
+
+def notice_id(site: FakeSite) -> str:
+    """That of the last line."""
+    found = site.world.vm("spot").heard[-1].split()[5]
+    assert re.fullmatch("[0-9a-f]{32}", found)
+    return found
+
+
+def pause_spot(engine: Engine, grace: float) -> tuple[float, dict[str, Any]]:
+    """Seconds of the notice's step, and its facts."""
+    (done,) = interrupt.vms(engine, ["spot"], Rung.PAUSE, back=HOUR, grace=grace, reason="a test")
+    told = next(s for s in done.steps if s.name == "notify_guest")
+    return told.seconds, told.facts
+
+
+def test_a_guest_without_an_agent_says_on_its_port_that_it_is_ready(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.set_behaviour("spot", agent="absent", acknowledges=True)
+    with small(site, 512) as engine:
+        seconds, facts = pause_spot(engine, HOUR)
+        assert facts == {"told": True, "by": ["line"], "ready": True}
+        assert seconds < HOUR
+        assert site.world.vm("spot").state is State.PAUSED
+
+
+def test_a_word_for_an_earlier_interruption_does_not_count(site: FakeSite) -> None:
+    add(site, "spot")
+    site.world.set_behaviour("spot", agent="absent", acknowledges=True)
+    with small(site, 512) as engine:
+        pause_spot(engine, HOUR)
+        earlier = notice_id(site)
+        comeback.resume(engine, ["spot"])
+        assert notice_id(site) == earlier, "one interruption, from its notice to the return"
+        site.world.set_behaviour("spot", acknowledges=False)
+        site.world.say("spot", f"ready {earlier}")
+        engine.clock = lambda: 1001.0
+        assert pause_spot(engine, 0.1)[1]["ready"] is False
+        assert notice_id(site) != earlier
+
+
+def test_a_guest_with_an_agent_is_heard_on_its_port_too(site: FakeSite) -> None:
+    """Its file is asked for with the notice's id, and is not there; or the agent does not answer at all."""
+    add(site, "spot")
+    site.world.set_behaviour("spot", acknowledges=True)
+    with small(site, 512) as engine:
+        pause_spot(engine, HOUR)
+        asked = site.world.vm("spot").executed[-1]
+        assert asked.endswith(f" sh {notice_id(site)}")
+        comeback.resume(engine, ["spot"])
+        site.world.set_behaviour("spot", exec={asked: Exec(status=1)})
+        assert pause_spot(engine, HOUR)[1] == {"told": True, "by": ["line", "document"], "ready": True}
+        comeback.resume(engine, ["spot"])
+        site.world.fail("hear", "GuestError", times=100)
+        assert pause_spot(engine, 0.1)[1]["ready"] is False, "one that floods its port has its time"
 
 
 def test_a_guest_without_the_port_has_the_document_alone(site: FakeSite) -> None:

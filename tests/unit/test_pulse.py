@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvctl.adapters.guest import notice
-from hvctl.adapters.guest.pulse import ENTROPY, Done, Pulse, discard, ends, new_nonce, tell
+from hvctl.adapters.guest.pulse import ENTROPY, Done, Hearing, Pulse, discard, ends, new_nonce, tell
 from hvctl.adapters.images.imagepulse import answer_program
 from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
 
@@ -237,19 +237,123 @@ def test_a_line_is_told_and_what_nobody_took_is_said(path: str, qemu: Qemu) -> N
         tell(path, "notice interruption save")
 
 
-def test_nothing_stays_open(path: str, qemu: Qemu) -> None:
+@pytest.fixture
+def hearing() -> Iterator[Hearing]:
+    made = Hearing()
+    yield made
+    made.close()
+
+
+def test_a_guest_is_heard_as_soon_as_it_says_the_line(path: str, qemu: Qemu, hearing: Hearing) -> None:
+    """In pieces over several calls, too, and behind whatever else it says."""
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(hearing.hear, path, f"ready {NONCE}", 3600)
+        qemu.says(f"\nlife {NONCE}\nready {new_nonce()}\n\xff\x00\x1b".encode("latin-1") + b"x" * 2000)
+        qemu.says(f"\nready {NONCE}\nrea".encode())
+        assert heard.result(30)
+    assert not hearing.hear(path, f"ready {NONCE}", 0), "once"
+    qemu.says(f"dy {NONCE}\n".encode())
+    assert hearing.hear(path, f"ready {NONCE}", 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(f"ready {new_nonce()}", id="another notice"),
+        f"ready {NONCE[:-1]}",
+        f"ready {NONCE}0",
+        f"ready {NONCE} ",
+        f"xready {NONCE}",
+        f"ready {NONCE.upper()}",
+        f"ready  {NONCE}",
+        f"ready\t{NONCE}",
+        f"notice ready {NONCE}",
+        "ready",
+        f"life {NONCE}",
+    ],
+)
+def test_only_the_line_itself_is_the_guests_word(path: str, qemu: Qemu, hearing: Hearing, said: str) -> None:
+    qemu.says(f"\n{said}\n".encode())
+    assert not hearing.hear(path, f"ready {NONCE}", 0)
+
+
+@given(said=st.binary(max_size=2000))
+def test_hostile_bytes_are_never_the_guests_word(tmp_path_factory: pytest.TempPathFactory, said: bytes) -> None:
+    path, hearing = str(tmp_path_factory.mktemp("pulse") / "p"), Hearing()
+    qemu = Qemu(path)
+    try:
+        qemu.says(said)
+        assert not hearing.hear(path, f"ready {NONCE}", 0)
+        # And whatever it was, it does not hide what comes after it.
+        qemu.says(f"\nready {NONCE}\n".encode())
+        assert hearing.hear(path, f"ready {NONCE}", 0)
+    finally:
+        hearing.close()
+        qemu.close()
+
+
+def test_a_guest_that_floods_is_not_heard_any_more(path: str, qemu: Qemu, hearing: Hearing) -> None:
+    def flood() -> int:
+        with suppress(BlockingIOError):
+            return qemu.says(b"ready\n" * 600)
+        return 0
+
+    with pytest.raises(GuestError, match="floods"):
+        while flood():
+            hearing.hear(path, f"ready {NONCE}", 0)
+    flood()
+    left = discard(path)
+    assert left
+    qemu.says(f"\nready {NONCE}\n".encode())
+    with pytest.raises(GuestError, match="floods"):
+        hearing.hear(path, f"ready {NONCE}", 0)
+    assert discard(path) == len(NONCE) + 8, "nothing more is read"
+    hearing.close()
+    qemu.says(f"\nready {NONCE}\n".encode())
+    assert hearing.hear(path, f"ready {NONCE}", 0), "in another operation"
+
+
+def test_what_is_said_of_an_interruption_is_no_sign_of_life(path: str, qemu: Qemu, hearing: Hearing) -> None:
+    """Nor does it hide one, before it and behind it, or is hidden by the greeting that was before."""
+    ready = f"\nready {NONCE}\n".encode()
+    with Pulse(path) as pulse:
+        pulse.send(NONCE, SEED)
+        qemu.says(ready)
+        with pytest.raises(DeadlineError):
+            pulse.await_life(NONCE, 0)
+        qemu.says(ready + f"\nlife {NONCE}\n".encode() + ready + f"done {NONCE} reseed=ok clock=ok\n".encode() + ready)
+        pulse.await_life(NONCE, 0)
+        assert pulse.await_done(NONCE, 0).reseeded
+    qemu.says(ready)
+    assert hearing.hear(path, f"ready {NONCE}", 0)
+
+
+def test_a_port_without_a_qemu_is_not_heard(path: str, qemu: Qemu, hearing: Hearing) -> None:
+    assert not hearing.hear(path, f"ready {NONCE}", 0)
+    qemu.close()
+    with pytest.raises(UnreachableError, match="ended"):
+        hearing.hear(path, f"ready {NONCE}", 3600)
+    with pytest.raises(UnreachableError, match="No such file"):
+        hearing.hear(f"{path}-other", f"ready {NONCE}", 0)
+
+
+def test_nothing_stays_open(path: str, qemu: Qemu, hearing: Hearing) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with Pulse(path):
             pass
         discard(path)
         tell(path, "notice")
+        hearing.hear(path, "ready", 0)
+        hearing.close()
     qemu.close()
     for _ in range(3):
         with suppress(UnreachableError), Pulse(path):
             pass
         with suppress(UnreachableError):
             tell(path, "notice")
+        with suppress(UnreachableError):
+            hearing.hear(f"{path}-other", "ready", 0)
     assert len(list(Path("/proc/self/fd").iterdir())) == before - 2
 
 
@@ -338,8 +442,8 @@ def test_of_two_lines_at_once_the_last_counts(tmp_path: Path) -> None:
 @ONLY_HERE
 def test_the_program_keeps_a_notice_and_answers_as_before(tmp_path: Path) -> None:
     guest, kept = Guest(tmp_path, "/dev/null"), tmp_path / "notice.line"
-    long = notice.line({"event": "interruption", "how": "power-off", "at": "a", "returns": "b", "reason": "c" * 500})
-    for words in (long, "notice withdrawn save a b for ci-9"):
+    told = {"event": "interruption", "how": "power-off", "at": "a", "returns": "b", "id": NONCE, "reason": "c" * 500}
+    for words in (notice.line(told), f"notice withdrawn save a b {NONCE} for ci-9"):
         guest.port.send(f"\n{words}\n".encode())
         nonce = new_nonce()
         while not kept.exists() or kept.read_text() != f"{words}\n":

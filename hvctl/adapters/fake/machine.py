@@ -52,6 +52,8 @@ class FakeMachine:
             inside = inner.process_of(world, vm)
             inside.greeted = greet and inside.state is State.PAUSED and inside.has_pulse
             inside.told_time = inside.greeted and clock
+            if inside.greeted:
+                inside.said.clear()
             life.resume(world, inside)
 
     def await_life(self, vm: Vm, seconds: float) -> Life:
@@ -70,6 +72,18 @@ class FakeMachine:
             if vm.pulse is None or not inside.behaviour.answers_pulse or inside.state is not State.RUNNING:
                 return False
             inside.heard = [*inside.heard, line][-KEPT_LINES:]
+            if inside.behaviour.acknowledges and line.startswith("notice interruption "):
+                inside.said.append(f"ready {line.split()[5]}")
+            return True
+
+    def hear(self, vm: Vm, line: str, seconds: float) -> bool:  # noqa: ARG002 - nothing moves by itself here
+        with self._file.call("hear", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            said = inside.said if vm.pulse is not None else []
+            if line not in said:
+                said.clear()
+                return False
+            del said[: said.index(line) + 1]
             return True
 
     def binding(self, vm: Vm) -> Binding:

@@ -63,6 +63,7 @@ class Behaviour:
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
     trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
     mounted are targets of disks that the guest says it uses, and `umount TARGET` there has it let go of one.
+    acknowledges: it says on its port that it is ready, as soon as it hears there of an interruption.
     exec maps a whole guest-exec command line to its result (others echo their arguments).
     """
 
@@ -80,6 +81,7 @@ class Behaviour:
     keeps_vcpus: bool = False
     ignores_shutdown: bool = False
     answers_pulse: bool = True
+    acknowledges: bool = False
     mounted: list[str] = field(default_factory=list)
     trackers: list[TrackerKind] = field(default_factory=lambda: [TrackerKind.UFFD])
     tracker_misses: int = 0
@@ -121,7 +123,8 @@ class FakeVm:
 
     ram is hexadecimal. dead: a state load failed in this process. torn: a guest ran whose parts were of different
     moments, which must never happen. ram_of: the folder of the snapshot that RAM equals since it was written to be so;
-    None once the guest ran, or a load wrote into it.
+    None once the guest ran, or a load wrote into it. heard are lines that the guest took from its port, said those that
+    it left there for the host.
     """
 
     uuid: str
@@ -166,6 +169,7 @@ class FakeVm:
     guest_time: int | None = None
     executed: list[str] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     saved: Saved | None = None
     exits: dict[int, Exec] = field(default_factory=dict)
     used: Used = field(default_factory=Used)

@@ -166,6 +166,11 @@ class FakeWorld:
         with self._file.change() as world:
             world.vm(vm).has_pulse = False
 
+    def say(self, vm: str, line: str) -> None:
+        """The guest leaves a line in its port for the host."""
+        with self._file.change() as world:
+            world.vm(vm).said.append(line)
+
     def rename(self, vm: str, name: str) -> None:
         with self._file.change() as world:
             world.vm(vm).name = name

@@ -1,4 +1,5 @@
-"""A guest's first sign of life after a reset, fresh entropy for it, and notices, over a virtio port of its own.
+"""A guest's first sign of life after a reset, fresh entropy for it, notices, and its word that it is ready, over a
+virtio port of its own.
 
 The port's other side are two FIFOs, always connected, so that nothing flaps across a state load and nobody waits for
 nobody: QEMU holds both open, what the guest says beyond 64 KiB stays in the guest, and hvctl never blocks.
@@ -8,12 +9,14 @@ The words, each a line of ASCII with a newline before it too, since the line bef
     host    life NONCE SECONDS.NANOSECONDS ENTROPY
     guest   life NONCE
     guest   done NONCE reseed=ok|no clock=ok|no
-    host    notice EVENT HOW AT RETURNS REASON
+    host    notice EVENT HOW AT RETURNS ID REASON
+    guest   ready ID
 
 NONCE is 32 and ENTROPY 128 hexadecimal digits; the time is the host's (10 and 9 decimal digits, all 0: leave the clock
 alone). A nonce is used once: a guest that goes back to a snapshot may find lines from before it, or repeat an answer,
-and neither counts. The second line of the answer tells what became of entropy and time. A notice has no answer; its
-words are those of adapters.guest.notice, and it is shorter than 512 bytes, which a guest may read at once.
+and neither counts. The second line of the answer tells what became of entropy and time. A notice has the words of
+adapters.guest.notice, and is shorter than 512 bytes, which a guest may read at once. Its ID, 32 hexadecimal digits, is that
+of one interruption: a guest need not say that it is ready, and what it says of another one does not count.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import errno
 import fcntl
 import os
 import secrets
-import select
 import stat
 import struct
 import termios
@@ -31,13 +33,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from hvctl.errors import DeadlineError, GuestError, HvctlError, UnreachableError
+from hvctl.adapters.guest.guestlines import GuestLines
+from hvctl.errors import DeadlineError, HvctlError, UnreachableError
 
 ENTROPY: Final = 64  # bytes
 NONCE: Final = 16  # bytes
-# What one session reads at most: an answer has 96 bytes, and what the guest said before it has room in its ring.
-_MOST: Final = 1 << 20
-_LINE: Final = 128
 _DRAINED: Final = 1 << 20
 _TELL_SECONDS: Final = 1.0
 _TELL_POLL: Final = 0.01
@@ -109,8 +109,7 @@ class Pulse:
         self._paths = ends(path)
         self._in = self._out = -1
         self._sent = 0.0
-        self._read = 0
-        self._text = b"\n"
+        self._lines = GuestLines(-1)
 
     def __enter__(self) -> Pulse:
         try:
@@ -123,6 +122,7 @@ class Pulse:
             finally:
                 os.close(stale)
             _drain(self._out)
+            self._lines = GuestLines(self._out)
         except BaseException:
             self.close()
             raise
@@ -163,37 +163,37 @@ class Pulse:
         return Done(b"reseed=ok" in words, b"clock=ok" in words)
 
     def _await(self, wanted: bytes, seconds: float, what: str) -> bytes:
-        """The line that begins with `wanted`, a newline first; what is behind it stays for the next call."""
-        until = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._out, select.POLLIN)
-        while True:
-            at = self._text.find(wanted)
-            end = self._text.find(b"\n", at + 1)
-            if 0 <= at < end:
-                line, self._text = self._text[at:end], self._text[end:]
-                return line
-            # Of a line that is longer than any answer the rest is noise, too.
-            self._text = self._text[-_LINE:]
-            left = until - time.monotonic()
-            ready = poll.poll(max(0.0, left) * 1000)
-            if not ready:
-                if left > 0:
-                    continue
-                raise DeadlineError(f"the guest did not {what} within {seconds:g} s.")
-            self._more()
+        line = self._lines.await_line(wanted, seconds)
+        if line is None:
+            raise DeadlineError(f"the guest did not {what} within {seconds:g} s.")
+        return line
 
-    def _more(self) -> None:
-        try:
-            data = os.read(self._out, 4096)
-        except BlockingIOError:
-            return
-        if not data:
-            raise UnreachableError("QEMU ended.", "hvctl vm show VM")
-        self._read += len(data)
-        if self._read > _MOST:
-            raise GuestError("the guest floods its sign-of-life port.")
-        self._text += data
+
+class Hearing:
+    """What a guest that runs says, heard on one port at a time, from the first call until `close`. Who waits for a line
+    in several calls finds it although it came in pieces."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._end = -1
+        self._lines = GuestLines(-1)
+
+    def hear(self, path: str, words: str, seconds: float) -> bool:
+        """Whether the guest says this very line within `seconds`; it returns as soon as it does. All else that it says
+        is thrown away.
+
+        GuestError: it floods its port, and is heard no more. UnreachableError: there is no such FIFO, or no QEMU.
+        """
+        if path != self._path:
+            self.close()
+            self._end = _fifo(ends(path)[1], os.O_RDONLY)
+            self._path, self._lines = path, GuestLines(self._end)
+        return self._lines.await_line(f"\n{words}\n".encode("ascii"), seconds) is not None
+
+    def close(self) -> None:
+        if self._end >= 0:
+            os.close(self._end)
+        self._path, self._end = "", -1
 
 
 def _fifo(path: str, mode: int) -> int:

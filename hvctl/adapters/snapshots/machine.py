@@ -15,7 +15,7 @@ from typing import Final
 
 from hvctl.adapters.disks import diskpart
 from hvctl.adapters.guest.greeting import Greeting, quiet
-from hvctl.adapters.guest.pulse import tell
+from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.qemu import devicetree, newprocess, qemuimg
 from hvctl.adapters.qemu.inside import Inside
@@ -56,12 +56,14 @@ class QemuMachine:
         self._writer: tuple[str, Writer] | None = None
         self._inflations: int | None = None  # when that writer began
         self._greeting = Greeting()
+        self._hearing = Hearing()
         self._pause = ExitStack()  # what lasts as long as the guest stands still
 
     def release(self) -> None:
         self._pause.close()
         self._end_writer()
         self._greeting.close()
+        self._hearing.close()
         self._opened.release()
 
     def close(self) -> None:
@@ -137,6 +139,9 @@ class QemuMachine:
 
     def tell(self, vm: Vm, line: str) -> bool:
         return vm.pulse is not None and tell(vm.pulse, line)
+
+    def hear(self, vm: Vm, line: str, seconds: float) -> bool:
+        return vm.pulse is not None and self._hearing.hear(vm.pulse, line, seconds)
 
     # --- taking
 
