@@ -31,6 +31,9 @@ DEFAULT_COSTS: Mapping[Act, float] = {
 }
 """Seconds of pause that a reset is taken to cost while the journal has none of its kind on the VM."""
 
+DEFAULT_TAKE = 1.0
+"""The same for the snapshot that a policy has taken first."""
+
 _ORDER = tuple(Act)
 
 
@@ -127,7 +130,16 @@ def _alternatives(allowed: Allowed, known: Mapping[str, tuple[Measure, Outlook]]
     if refused is None and not relieved:
         refused = "nobody knows that it would relieve anything"
     names = tuple(m.resource for m, _, _ in relieved)
-    return [Alternative(allowed.part, allowed.act, names, benefit, cost.pause + lost, _why(cost, lost), None, refused)]
+    take = _take(allowed, cost, view.policy)
+    paid, why = cost.pause + (take or 0.0) + lost, _why(cost, lost, take)
+    return [Alternative(allowed.part, allowed.act, names, benefit, paid, why, None, refused)]
+
+
+def _take(allowed: Allowed, cost: Cost, policy: GuardPolicy) -> float | None:
+    """Seconds of pause for the snapshot that is taken first; None where none is."""
+    if not (policy.snapshot_first and allowed.act.needs_snapshot):
+        return None
+    return DEFAULT_TAKE if cost.take is None else cost.take
 
 
 def _level_after(allowed: Allowed, measure: Measure, now: Outlook) -> float | None:
@@ -146,13 +158,15 @@ def _growth(
         refused = "it cannot have more"
     benefit = view.avoided(measure, now, limit=max(limit, measure.limit))
     return Alternative(
-        allowed.part, Act.GROW, (measure.resource,), benefit, cost.pause, _why(cost, 0.0), limit, refused
+        allowed.part, Act.GROW, (measure.resource,), benefit, cost.pause, _why(cost, 0.0, None), limit, refused
     )
 
 
-def _why(cost: Cost, lost: float) -> str:
+def _why(cost: Cost, lost: float, take: float | None) -> str:
     pause = f"median of {cost.measured} on this VM" if cost.measured else "default: none was measured on this VM"
-    return f"pause {cost.pause:.2f} s ({pause}), work lost counts {lost:.0f} s"
+    kept = f"median of {cost.taken} on this VM" if cost.taken else "default: none was taken of this VM"
+    first = "" if take is None else f"pause for a snapshot first {take:.2f} s ({kept}), "
+    return f"pause {cost.pause:.2f} s ({pause}), {first}work lost counts {lost:.0f} s"
 
 
 def _words(resources: Sequence[str] | Mapping[str, int]) -> str:

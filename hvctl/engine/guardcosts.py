@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hvctl import codec
@@ -28,15 +29,15 @@ def cost_of(allowed: Allowed, done: Sequence[Operation], to: str | None, snapsho
     if allowed.act is Act.GROW:
         return _measured(allowed, [_seconds(o) for o in done if o.kind is Kind.ALLOCATE], 0.0)
     like = _resets(done, codec.dump(scope_of(allowed.part)))
-    work = 0.0
-    if allowed.act.needs_snapshot:
-        # Since what goes back was last as it is in the snapshot.
-        fresh = [
-            moment(o.closed_at or "") for o in (*like, *_resets(done, codec.dump(WHOLE))) if o.request.get("to") == to
-        ]
-        fresh += [moment(snapshot.created_at)] if snapshot else []
-        work = max(0.0, at - max(fresh)) if fresh else 0.0
-    return _measured(allowed, [_paused(o) for o in like], work)
+    if not allowed.act.needs_snapshot:
+        return _measured(allowed, [_paused(o) for o in like], 0.0)
+    # Since what goes back was last as it is in the snapshot.
+    fresh = [moment(o.closed_at or "") for o in (*like, *_resets(done, codec.dump(WHOLE))) if o.request.get("to") == to]
+    fresh += [moment(snapshot.created_at)] if snapshot else []
+    work = max(0.0, at - max(fresh)) if fresh else 0.0
+    cost = _measured(allowed, [_paused(o) for o in like], work)
+    takes = [_paused(o) for o in done if o.kind is Kind.SNAPSHOT_TAKE]
+    return replace(cost, take=statistics.median(takes), taken=len(takes)) if takes else cost
 
 
 def refusal_of(engine: Engine, vm: Vm, allowed: Allowed) -> str | None:

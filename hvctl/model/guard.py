@@ -52,7 +52,8 @@ class GuardPolicy:
     the threshold. window: how far back a trend looks. After an action nothing is done for cool_down.
     grow_by: the share by which an allocation grows. disk_full: the share of its size at which a disk counts as full,
     since a file system needs some of it. resident: what the VM's process may hold of the host's memory; connections:
-    how many the host may track for it. snapshot_first: what is about to be reset is kept before, for `keep` seconds.
+    how many the host may track for it. snapshot_first: what is about to be reset is kept before, for `keep` seconds,
+    and the pause for that counts.
     """
 
     description: str
@@ -106,11 +107,14 @@ class Measure:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What a reset of a part took on this VM, in seconds that it was paused or away; measured: the median of so many, 0
-    for a stated default. work: the seconds of work that it would throw away."""
+    for a stated default. work: the seconds of work that it would throw away. take: seconds that it was paused for a
+    snapshot, the median of so many (taken); None while none was taken."""
 
     pause: float
     measured: int = 0
     work: float = 0.0
+    take: float | None = None
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +168,9 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One answer, and what it is worth: benefit is contention avoided in resource-seconds, cost is pause and work lost
-    in seconds, score the difference. limit: what the resource that grows would have. refused: why it cannot be done."""
+    """One answer, and what it is worth: benefit is contention avoided in resource-seconds, cost is pause (that for what
+    is kept before, too) and work lost in seconds, score the difference. limit: what the resource that grows would have.
+    refused: why it cannot be done."""
 
     part: str
     act: Act

@@ -12,7 +12,7 @@ from hvctl import codec
 from hvctl.decide.allocate import promised_after
 from hvctl.decide.exhaustion import outlook
 from hvctl.decide.growth import growth
-from hvctl.decide.guard import decide
+from hvctl.decide.guard import DEFAULT_TAKE, decide
 from hvctl.decide.guardmeasures import cpu, memory
 from hvctl.decide.guardpolicy import problem
 from hvctl.model.allocation import Allocation, Resources, resources
@@ -63,7 +63,10 @@ facts = st.builds(
     st.just("a"),
     st.just(NOW),
     st.lists(measures, max_size=4, unique_by=lambda m: m.resource).map(tuple),
-    st.dictionaries(st.sampled_from(PARTS), st.builds(Cost, st.floats(0, 100), st.integers(0, 3), st.floats(0, 900))),
+    st.dictionaries(
+        st.sampled_from(PARTS),
+        st.builds(Cost, st.floats(0, 100), st.integers(0, 3), st.floats(0, 900), st.none() | st.floats(0, 100)),
+    ),
     st.dictionaries(st.sampled_from(PARTS), st.just("it cannot be done"), max_size=2),
 )
 policies = st.builds(
@@ -210,6 +213,35 @@ def test_what_is_cheap_goes_first_and_work_that_is_lost_counts() -> None:
     assert (made.chosen.part, made.chosen.cost) == ("disk:scratch", 1.0)
     dear = decide(GuardFacts("a", NOW, (full,), lost, {"disk:scratch": "in use"}), rules, GuardMemory())
     assert dear.verdict is Verdict.NOT_WORTH
+
+
+def test_what_is_kept_before_costs_its_pause_as_earlier_ones_took() -> None:
+    full = Measure("disk:scratch", "bytes", rising(1.0), 150.0, after={"disk:scratch": 0.0, "net": 10.0})
+    allow = (Allowed("disk:scratch", 0.0), Allowed("net"))
+
+    def costs(snapshot_first: bool, cost: Cost | None) -> list[tuple[float, str]]:
+        rules = replace(policy(horizon=600.0), allow=allow, snapshot_first=snapshot_first)
+        known = {} if cost is None else {a.part: cost for a in allow}
+        made = decide(GuardFacts("a", NOW, (full,), known), rules, GuardMemory())
+        return [(a.cost, a.why) for part in ("disk:scratch", "net") for a in made.alternatives if a.part == part]
+
+    taken = Cost(1.0, 3, 0.0, 0.25, 2)
+    (disk, why), (net, plain) = costs(True, taken)
+    assert (disk, net) == (1.25, 1.0), "what goes back to no snapshot keeps none"
+    assert "pause for a snapshot first 0.25 s (median of 2 on this VM)" in why
+    assert "snapshot" not in plain
+    assert [c for c, _ in costs(False, taken)] == [1.0, 1.0]
+    assert costs(True, Cost(1.0, 3))[0][0] == 1.0 + DEFAULT_TAKE
+    assert "default: none was taken of this VM" in costs(True, None)[0][1]
+
+
+def test_an_action_that_is_only_worth_it_when_nothing_is_kept_before_is_left() -> None:
+    full = Measure("disk:scratch", "bytes", rising(1.0), 150.0, after={"disk:scratch": 0.0})
+    rules = replace(policy(horizon=600.0), allow=(Allowed("disk:scratch", 0.0),))
+    benefit = decide(GuardFacts("a", NOW, (full,)), rules, GuardMemory()).alternatives[0].benefit
+    facts = GuardFacts("a", NOW, (full,), {"disk:scratch": Cost(1.0, 3, 0.0, benefit, 1)})
+    assert decide(facts, rules, GuardMemory()).verdict is Verdict.ACTS
+    assert decide(facts, replace(rules, snapshot_first=True), GuardMemory()).verdict is Verdict.NOT_WORTH
 
 
 def test_what_was_measured_before_an_action_tells_nothing_after_it() -> None:

@@ -13,6 +13,7 @@ from faults.command import FakeSite
 from hvctl.adapters.fake import open_fake
 from hvctl.adapters.fake.state import Used
 from hvctl.adapters.store.store import Store
+from hvctl.cli import decision
 from hvctl.decide.growth import FULL as FULL_SHARE
 from hvctl.decide.growth import growth
 from hvctl.decide.guard import decide
@@ -318,6 +319,22 @@ def test_what_is_reset_is_kept_before_and_comes_back(node: Node) -> None:
     assert [s.name for s in node.engine.host.machine.snapshots(node.uuid)] == ["clean"]
     with pytest.raises(RefusedError, match="nothing that a guard reset"):
         guardact.undo(node.engine, "a")
+
+
+def test_what_it_costs_to_keep_it_is_learned_from_earlier_snapshots_and_explained(node: Node) -> None:
+    node.arm(watch(SCRATCH, snapshot_first=True, keep=100.0))
+    made = node.fill(20, 30, 40)
+    (take,) = (o for o in node.engine.store.operations(node.engine.facts.name) if o.request.get("name") == "clean")
+    cost = made.facts.costs["disk:data"]
+    assert take.result is not None
+    assert (cost.take, cost.taken) == (pytest.approx(take.result["paused"]), 1), "that of the one it goes back to"
+    (only,) = made.decision.alternatives
+    assert only.cost == pytest.approx(cost.pause + take.result["paused"])
+    explained = why.explained(node.site.settings, f"d{made.id}").decision
+    assert explained is not None
+    assert any("pause for a snapshot first" in text for word, text in decision.lines(explained) if word == "chosen")
+    node.later(100.0)
+    assert node.fill(50).facts.costs["disk:data"].taken == 2, "and from its own"
 
 
 def test_many_looks_at_nothing_are_one_row_an_hour(node: Node) -> None:
