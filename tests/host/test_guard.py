@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from host.outside import MIB, Guest
 from host.site import Site
+from host.tuns import add_flow
 from hvctl.engine.operate import Engine
 from hvctl.engine.runtime import open_engine
 from hvctl.operations import guard, guardpolicy
@@ -50,7 +52,8 @@ looks = 1
 horizon = "18s"
 window = "20s"
 cool_down = "2s"
-resident = "{resident}MiB"
+"""
+PARTS = """
 [[allow]]
 part = "cache"
 [[allow]]
@@ -59,6 +62,17 @@ worth = 0.0
 before = [["/bin/sh", "-c", "i=0; until umount /scratch; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done"]]
 after = [["/bin/sh", "-c", "mount /dev/vdb /scratch"]]
 """
+WHOLE = """
+[[allow]]
+part = "whole"
+worth = 0.0
+"""
+NET = """
+connections = {connections}
+[[allow]]
+part = "net"
+"""
+TRACKED = Path("/proc/net/nf_conntrack")
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +102,9 @@ def engine(site: Site) -> Iterator[Engine]:
         yield made
 
 
-def armed(engine: Engine, guest: Guest, folder: Path, resident: int) -> None:
+def armed(engine: Engine, guest: Guest, folder: Path, parts: str) -> None:
     file = folder / "policy.toml"
-    file.write_text(POLICY.format(resident=resident // MIB))
+    file.write_text(POLICY + parts)
     guard.arm(engine, guest.uuid, guardpolicy.load(str(file)))
 
 
@@ -117,7 +131,7 @@ def acted(engine: Engine, guest: Guest) -> list[str]:
 def test_page_cache_that_leaks(engine: Engine, pair: tuple[Guest, Guest], tmp_path: Path) -> None:
     guarded, alone = pair
     limit = {g.uuid: resident(g) + ROOM for g in pair}
-    armed(engine, guarded, tmp_path, limit[guarded.uuid])
+    armed(engine, guarded, tmp_path, f'resident = "{limit[guarded.uuid] // MIB}MiB"{PARTS}')
     highest, until = 0, time.monotonic() + SECONDS
     for guest in pair:
         started(guest, LEAK)
@@ -137,7 +151,7 @@ def test_a_scratch_disk_that_fills(site: Site, engine: Engine, pair: tuple[Guest
     guarded, alone = pair
     process = guarded.pid
     site.ok("snapshot", "take", guarded.name, "clean")
-    armed(engine, guarded, tmp_path, 100 << 30)
+    armed(engine, guarded, tmp_path, PARTS)
     until = time.monotonic() + SECONDS
     for guest in pair:
         started(guest, FILL)
@@ -150,3 +164,63 @@ def test_a_scratch_disk_that_fills(site: Site, engine: Engine, pair: tuple[Guest
     assert "full" not in guarded.run("ls /run")
     assert guarded.pid == process
     site.ok("snapshot", "delete", guarded.name, "clean")
+
+
+def test_a_whole_guest_whose_disk_fills(site: Site, engine: Engine, pair: tuple[Guest, Guest], tmp_path: Path) -> None:
+    """What fills it goes with all else that it did since, and its process stays."""
+    guest, _ = pair
+    process = guest.pid
+    guest.run("rm -rf /scratch/work; mkdir /scratch/work; rm -f /run/full; sync")
+    guest.mark("then")
+    site.ok("snapshot", "take", guest.name, "clean")
+    guest.mark("since")
+    armed(engine, guest, tmp_path, WHOLE)
+    before, until = len(acted(engine, guest)), time.monotonic() + SECONDS
+    started(guest, FILL)
+    while len(acted(engine, guest)) == before:
+        assert time.monotonic() < until
+        guard.cycle(engine)
+    assert acted(engine, guest)[0] == "whole"
+    guest.await_answer()
+    assert guest.run("ls /scratch/work; ls /run | grep full || true; kill -0 $(cat /run/load.pid) || true") == ""
+    assert (guest.marks(), guest.pid) == (("then", "then"), process)
+    site.ok("snapshot", "delete", guest.name, "clean")
+
+
+@pytest.mark.skipif(not TRACKED.exists(), reason="this kernel tracks no connections, or does not show them")
+def test_a_guest_of_which_the_host_tracks_more_and_more(
+    site: Site, engine: Engine, pair: tuple[Guest, Guest], tmp_path: Path
+) -> None:
+    """It goes on with none of them, before there are too many, and its neighbour keeps its own."""
+    guarded, other = pair
+    process, limit = guarded.pid, 100
+    addresses = {guarded.uuid: "10.213.8.2", other.uuid: "10.213.8.3"}
+    subprocess.run(["ip", "addr", "add", "10.213.8.1/24", "dev", site.bridge], check=True)
+    try:
+        for guest in pair:
+            guest.run(f"ip link set eth0 up; ip addr add {addresses[guest.uuid]}/24 dev eth0; ping -c 1 10.213.8.1")
+        armed(engine, guarded, tmp_path, NET.format(connections=limit))
+        before, until, number = len(acted(engine, guarded)), time.monotonic() + SECONDS, 0
+        while len(acted(engine, guarded)) == before:
+            assert time.monotonic() < until
+            assert number < limit
+            for address in addresses.values():
+                for _ in range(5):
+                    number += 1
+                    add_flow(None, address, f"198.51.100.{number}")
+            assert number // 2 <= tracked(addresses[guarded.uuid]) < limit
+            guard.cycle(engine)
+        assert acted(engine, guarded)[0] == "net"
+        assert tracked(addresses[guarded.uuid]) == 0
+        assert tracked(addresses[other.uuid]) >= number // 2
+        assert guarded.run("ping -c 1 -q 10.213.8.1 > /dev/null && echo connected") == "connected\n"
+        assert guarded.pid == process
+    finally:
+        for guest in pair:
+            guest.run(f"ip addr del {addresses[guest.uuid]}/24 dev eth0")
+        subprocess.run(["ip", "addr", "del", "10.213.8.1/24", "dev", site.bridge], check=True)
+
+
+def tracked(address: str) -> int:
+    """Connections that the host tracks of a guest, without those that it is asked with whether it is there."""
+    return sum(f"={address} " in line and " icmp " not in line for line in TRACKED.read_text().splitlines())
