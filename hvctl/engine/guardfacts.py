@@ -3,28 +3,23 @@ take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from hvctl.decide import guardmeasures
-from hvctl.decide.admission import holders
 from hvctl.decide.afterstart import demand
 from hvctl.decide.exhaustion import recent
 from hvctl.decide.growth import FULL
 from hvctl.decide.reservations import UNLIMITED, room
 from hvctl.decide.victims import MIB
 from hvctl.engine.diskuse import filled
-from hvctl.engine.expected import newest
 from hvctl.engine.guardcosts import cost_of, refusal_of
-from hvctl.engine.handover import capacity
-from hvctl.engine.observe import observe_all
+from hvctl.engine.guardhost import HostLook
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Resources, resources
 from hvctl.model.guard import Act, GuardFacts, GuardPolicy, GuardState, Measure, Points
 from hvctl.model.meter import VmReading
 from hvctl.model.operation import OpState
-from hvctl.model.prediction import Prediction
 from hvctl.model.sample import Sample
 from hvctl.model.vm import Disk, Vm
 from hvctl.units import moment
@@ -33,25 +28,6 @@ if TYPE_CHECKING:
     from hvctl.engine.operate import Engine
 
 _REMEMBERED: Final = 50  # operations of the VM that costs are learned from
-
-
-@dataclass(frozen=True, slots=True)
-class HostLook:
-    """What one cycle sees of the host, for all VMs. available: bytes of memory that are free, without the reserve;
-    readings: what each VM has now, by uuid."""
-
-    vms: tuple[Vm, ...]
-    interrupted: frozenset[str]
-    available: int
-    readings: Mapping[str, VmReading]
-    forecasts: Mapping[str, Mapping[str, Prediction]]
-
-
-def look_at_host(engine: Engine) -> HostLook:
-    available = engine.host.meter.available() - engine.settings.reserve_memory
-    readings = {r.uuid: r for r in engine.host.meter.read().vms}
-    away = frozenset(a.vm_uuid for a in engine.store.pool.away(engine.facts.name))
-    return HostLook(observe_all(engine.host), away, max(0, available), readings, newest(engine))
 
 
 class VmLook:
@@ -63,7 +39,7 @@ class VmLook:
         self._host = host
         self._now = host.readings.get(vm.uuid, VmReading(vm.uuid, vm.name, ""))
         name, store = engine.facts.name, engine.store
-        self._samples = store.samples.latest(name, int(self._at - policy.window) - 1, [vm.uuid])
+        self._samples = host.samples.get(vm.uuid, ())
         self._done = [o for o in store.operations(name, vm.uuid, OpState.DONE, limit=_REMEMBERED) if o.closed_at]
         taken = engine.host.machine.snapshots(vm.uuid) if policy.to else ()
         self._snapshot = next((s for s in taken if policy.to in (s.name, s.id)), None)
@@ -106,10 +82,8 @@ class VmLook:
 
     def _room(self) -> Resources:
         """What the VM may have on this host in all."""
-        engine, vm = self._engine, self._vm
-        ledger = engine.store.ledger(engine.facts.name)
-        held = holders(ledger, self._host.vms)
-        mine = room(capacity(engine), held, ledger.reservations, frozenset({vm.uuid, vm.name}), self._at)
+        vm, host = self._vm, self._host
+        mine = room(host.capacity, host.held, host.reservations, frozenset({vm.uuid, vm.name}), self._at)
         return mine.largest(resources(vm.allocation))
 
     def _rates(self, room_left: Resources) -> list[Measure]:

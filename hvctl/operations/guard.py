@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from hvctl.decide import life
 from hvctl.decide.guard import decide_doable
 from hvctl.decide.guardpolicy import problem
-from hvctl.engine.guardfacts import HostLook, VmLook, look_at_host
+from hvctl.engine.guardfacts import VmLook
+from hvctl.engine.guardhost import HostLook, look_at_host
 from hvctl.engine.observe import observe, observe_all
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import HvctlError, UsageError
@@ -49,7 +50,7 @@ def arm(engine: Engine, ref: str, watch: Watch | None, *, dry_run: bool = False,
 def preview(engine: Engine, ref: str, watch: Watch) -> Decided:
     """What it would decide now by that policy; nothing is written."""
     vm = observe(engine.host, ref)
-    return _considered(engine, look_at_host(engine), vm, watch)[0]
+    return _considered(engine, look_at_host(engine, [(vm, watch)]), vm, watch)[0]
 
 
 def guarded(engine: Engine) -> list[Guarded]:
@@ -65,14 +66,16 @@ def cycle(engine: Engine) -> str:
     armed = _armed(engine)
     if not (armed or faults):
         return "nobody is guarded"
-    host = look_at_host(engine)
+    host: HostLook | None = look_at_host(engine, armed)
     for vm, watch in armed:
         try:
+            host = host or look_at_host(engine, armed)
             one = look(engine, host, vm, watch)
         except HvctlError as e:
             faults.append(f"{vm.name}: {e.message}")
             continue
         if one.decision.chosen is not None:
+            host = None  # the next decision sees what this one has changed
             done.append(f"{vm.name}: {one.decision.chosen.name} ({one.outcome or 'not known yet'}, decision d{one.id})")
     if faults:
         raise HvctlError("; ".join([*faults, *done]), "hvctl guard status")

@@ -18,6 +18,7 @@ from hvctl.decide.growth import FULL as FULL_SHARE
 from hvctl.decide.growth import growth
 from hvctl.decide.guard import decide
 from hvctl.decide.scope import parse_scope
+from hvctl.engine.handover import capacity
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import HvctlError, NotFoundError, RefusedError, UsageError
@@ -194,6 +195,43 @@ def test_cpu_grows_by_the_quota_that_holds_it(node: Node) -> None:
     assert made.decision.chosen is not None
     assert made.decision.chosen.name == "grow:cpu"
     assert node.engine.host.domains.get("a").allocation.cpu_quota == 63
+
+
+def neighbours(node: Node, *names: str, **cpu: float) -> None:
+    """More guarded VMs like a, each with half a core, and samples of a time when they took so much of it."""
+    for name in names:
+        vms.create(node.engine, new_vm(name))
+    for name in ("a", *names):
+        allocate(node.engine, name, Change(cpu_quota=50))
+        guard.arm(node.engine, name, watch("grow"))
+        uuid = node.engine.host.domains.uuid(name)
+        samples = [Sample(uuid, name, int(node.now) + 10 * i, 10.0, cpu=cpu.get(name, 0.1)) for i in range(4)]
+        node.engine.store.samples.add(node.engine.facts.name, samples)
+    node.later(40.0)
+
+
+def test_one_look_reads_what_is_promised_and_measured_once_for_all(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    neighbours(node, "b", "c")
+    store, read = node.engine.store, list[str]()
+    ledger, latest = store.ledger, store.samples.latest
+    monkeypatch.setattr(store, "ledger", lambda *a: read.append("ledger") or ledger(*a))
+    monkeypatch.setattr(store.samples, "latest", lambda *a: read.append("samples") or latest(*a))
+    assert guard.cycle(node.engine) == "3 guarded; nothing was done"
+    assert sorted(read) == ["ledger", "samples"]
+    seen = {d.vm_name: d.facts.measures for d in store.guards.newest(node.engine.facts.name).values()}
+    points = {name: next(m.points for m in measures if m.resource == "cpu") for name, measures in seen.items()}
+    assert {name: len(p) for name, p in points.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_a_decision_sees_what_an_earlier_one_of_the_same_look_has_changed(node: Node) -> None:
+    """Two that need more, on a host with room for one: the second one is told of what is left."""
+    neighbours(node, "b", a=0.5, b=0.5)
+    node.engine.settings = replace(node.engine.settings, cpu_overcommit=1.15 / 16)
+    assert guard.cycle(node.engine).startswith("2 guarded; a: grow:cpu (done")
+    assert node.engine.host.domains.get("a").allocation.cpu_quota == 63
+    second = next(d for d in node.engine.store.guards.newest(node.engine.facts.name).values() if d.vm_name == "b")
+    most = next(m.most for m in second.facts.measures if m.resource == "cpu")
+    assert most == pytest.approx((capacity(node.engine).cpu - 63) / 100 * FULL_SHARE)
 
 
 def test_it_grows_step_by_step_towards_what_is_forecast(node: Node) -> None:
