@@ -15,8 +15,8 @@ The words, each a line of ASCII with a newline before it too, since the line bef
 NONCE is 32 and ENTROPY 128 hexadecimal digits; the time is the host's (10 and 9 decimal digits, all 0: leave the clock
 alone). A nonce is used once: a guest that goes back to a snapshot may find lines from before it, or repeat an answer,
 and neither counts. The second line of the answer tells what became of entropy and time. A notice has the words of
-adapters.guest.notice, and is shorter than 512 bytes, which a guest may read at once. Its ID, 32 hexadecimal digits, is that
-of one interruption: a guest need not say that it is ready, and what it says of another one does not count.
+adapters.guest.notice, and is shorter than 512 bytes, which a guest may read at once. Its ID, 32 hexadecimal digits, is
+that of one interruption: a guest need not say that it is ready, and what it says of another one does not count.
 """
 
 from __future__ import annotations
