@@ -33,6 +33,14 @@ from hvctl.model.vm import Accel, DiskSpec, NicSpec, VmSpec
 
 __all__ = ["HVCTL", "Parts", "adopted", "build", "missing", "read", "record_xml"]
 
+# Of each PCI device QEMU builds its map of memory anew for every BAR, both when it resets the machine and when it loads
+# device state, and it saves 1,024 queues in the modern layout of virtio, used or not. So the devices of a new VM have the
+# transitional IDs and the legacy layout alone, which Linux, BSD and Windows know; and the two that move little have no
+# BAR for MSI-X. By type, so that a device which only exists in the modern layout can still be added.
+_SMALL_STATE = (
+    *(f"virtio-{kind}-pci.disable-modern=on" for kind in ("blk", "net", "serial", "balloon", "rng")),
+    *(f"virtio-{kind}-pci.vectors=0" for kind in ("serial", "rng")),
+)
 # What stands after these elements in libvirt's order: a new <memoryBacking> goes before the first of them.
 _AFTER_MEMORY = ("vcpu", "vcpus", "iothreads", "cputune", "numatune", "resource", "sysinfo", "os", "features", "cpu")
 
@@ -49,7 +57,8 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
 
     Machine `pc`: no root ports and no AHCI, so fewer devices whose state a snapshot holds; it boots as fast as q35 (4 s
     emulated, both). Every vCPU but the first is hot-pluggable, or libvirt could not take back those there at boot.
-    A guest that crashed is kept, since a warm reset can bring it back. Disks run with cache='unsafe': they are overlays
+    A guest that crashed is kept, since a warm reset can bring it back. No system management mode, which only UEFI with
+    secure boot needs: emulated, its view of memory is built as often as the other one. _SMALL_STATE. Disks run with cache='unsafe': they are overlays
     to throw away, and every stop and state load flushes them; a host that loses power loses what they held.
     """
     domain = etree.Element("domain", {"type": "kvm" if spec.accel is Accel.KVM else "qemu"}, {"qemu": QEMU})
@@ -75,6 +84,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
+    _add(features, "smm", state="off")
     # Emulated, `maximum` is what QEMU emulates at best: with RDRAND, which seeds the guest's random generator at boot.
     _add(domain, "cpu", mode="host-passthrough" if spec.accel is Accel.KVM else "maximum")
     _add(domain, "clock", offset="utc")
@@ -101,6 +111,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add_owner(domain, owner)
+    _add_arguments(domain, *(word for setting in _SMALL_STATE for word in ("-global", setting)))
     _add_kernel(domain, spec)
     _add_monitor(domain, spec.monitor)
     etree.indent(domain, space="  ")

@@ -55,9 +55,12 @@ class Parts:
 
 def board(xml: str) -> tuple[str, str, tuple[str, ...]]:
     """QEMU's type of the machine, the CPU's model (or how it is chosen: host-passthrough, maximum), and in words the
-    devices that have a place in the machine."""
+    devices that have a place in the machine, with what is set for all of a kind."""
     root = parse(xml)
-    devices = tuple(sorted(_seat(d) for d in root.iterfind("devices/*") if d.find("address") is not None))
+    seats = [_seat(d) for d in root.iterfind("devices/*") if d.find("address") is not None]
+    seats += [f"{option.lstrip('-')} {value}" for option, value in _arguments(root) if option == "-global"]
+    seats += [f"smm {smm.get('state', 'on')}" for smm in root.iterfind("features/smm")]
+    devices = tuple(sorted(seats))
     machine = root.find("os/type")
     cpu = root.find("cpu")
     model = root.findtext("cpu/model") if cpu is not None and cpu.get("mode", "custom") == "custom" else None
@@ -181,8 +184,7 @@ def _bypasses(root: Any) -> list[str]:
 
 def monitor_path(root: Any) -> str | None:
     """The socket of hvctl's own QMP monitor, from QEMU arguments that really make one."""
-    arguments = [a.get("value", "") for a in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
-    pairs = list(itertools.pairwise(arguments))
+    pairs = _arguments(root)
     monitors = [_options(value) for option, value in pairs if option == "-mon"]
     if not any(m.get("chardev") == MONITOR_ID and m.get("mode") == "control" for m in monitors):
         return None
@@ -190,6 +192,12 @@ def monitor_path(root: Any) -> str | None:
         if option == "-chardev" and value.startswith("socket,") and _options(value).get("id") == MONITOR_ID:
             return _options(value).get("path")
     return None
+
+
+def _arguments(root: Any) -> list[tuple[str, str]]:
+    """Each argument that QEMU gets past libvirt, with the one that follows it."""
+    arguments = [a.get("value", "") for a in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
+    return list(itertools.pairwise(arguments))
 
 
 def _options(value: str) -> dict[str, str]:
