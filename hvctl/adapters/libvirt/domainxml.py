@@ -33,10 +33,10 @@ from hvctl.model.vm import Accel, DiskSpec, NicSpec, VmSpec
 
 __all__ = ["HVCTL", "Parts", "adopted", "build", "missing", "read", "record_xml"]
 
-# Of each PCI device QEMU builds its map of memory anew for every BAR, both when it resets the machine and when it loads
-# device state, and it saves 1,024 queues in the modern layout of virtio, used or not. So the devices of a new VM have the
-# transitional IDs and the legacy layout alone, which Linux, BSD and Windows know; and the two that move little have no
-# BAR for MSI-X. By type, so that a device which only exists in the modern layout can still be added.
+# For every BAR of a PCI device QEMU builds its map of memory anew, once when it resets the machine and once when it
+# loads device state, and in the modern layout of virtio it saves 1,024 queues of each device, used or not. So the
+# devices of a new VM have transitional IDs and the legacy layout alone, which Linux, BSD and Windows know, and the two
+# that move little have no BAR for MSI-X. By type, so that a device which has the modern layout only can still be added.
 _SMALL_STATE = (
     *(f"virtio-{kind}-pci.disable-modern=on" for kind in ("blk", "net", "serial", "balloon", "rng")),
     *(f"virtio-{kind}-pci.vectors=0" for kind in ("serial", "rng")),
@@ -57,9 +57,10 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
 
     Machine `pc`: no root ports and no AHCI, so fewer devices whose state a snapshot holds; it boots as fast as q35 (4 s
     emulated, both). Every vCPU but the first is hot-pluggable, or libvirt could not take back those there at boot.
-    A guest that crashed is kept, since a warm reset can bring it back. No system management mode, which only UEFI with
-    secure boot needs: emulated, its view of memory is built as often as the other one. _SMALL_STATE. Disks run with cache='unsafe': they are overlays
-    to throw away, and every stop and state load flushes them; a host that loses power loses what they held.
+    A guest that crashed is kept, since a warm reset can bring it back. There is no system management mode, which only
+    UEFI with secure boot needs: emulated, it has a map of memory of its own, and each costs as much as the other.
+    Disks run with cache='unsafe': they are overlays to throw away, and every stop and state load flushes them; a host
+    that loses power loses what they held.
     """
     domain = etree.Element("domain", {"type": "kvm" if spec.accel is Accel.KVM else "qemu"}, {"qemu": QEMU})
     _add(domain, "name", spec.name)

@@ -17,7 +17,7 @@ from hvctl.adapters.disks import diskpart
 from hvctl.adapters.guest.greeting import Greeting, quiet
 from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
-from hvctl.adapters.qemu import devicetree, newprocess, qemuimg
+from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.qemu.qmp import Job
 from hvctl.adapters.ram import pages as pg
@@ -111,6 +111,7 @@ class QemuMachine:
         held = self._opened.inside(vm)
         if snapshot is not None:
             self._foresee(vm, snapshot)
+        heap.foresee(held.process.pid)
         held.look()
 
     def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:
