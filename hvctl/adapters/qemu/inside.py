@@ -15,6 +15,7 @@ from hvctl.adapters.kernel.processhold import held
 from hvctl.adapters.qemu import blockgraph, devicetree
 from hvctl.adapters.qemu.blockgraph import Graph
 from hvctl.adapters.qemu.qmp import Command, Qmp
+from hvctl.adapters.qemu.urgentprocess import calm
 from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.snapshot import Binding
 from hvctl.model.vm import Process, Vm
@@ -172,8 +173,9 @@ def inside(vm: Vm, deadline: float, own_folder: Path) -> Iterator[Inside]:
     with ExitStack() as stack:
         alive = stack.enter_context(held(vm.process, vm.name))
         qmp = stack.enter_context(Qmp(vm.monitor, deadline, vm.process.pid))
-        # What a killed hvctl may have left: a concluded job keeps its id.
+        # What a killed hvctl may have left: a concluded job keeps its id, an urgent process its policy.
         qmp.dismiss_jobs()
+        calm(vm.process.pid)
         yield Inside(vm, vm.process, qmp, alive, own_folder)
         with suppress(HvctlError):
             qmp.dismiss()

@@ -20,6 +20,7 @@ from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.qemu.qmp import Job
+from hvctl.adapters.qemu.urgentprocess import urgent_process
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram import ramcompare, ramfile
 from hvctl.adapters.ram.layers import Writer
@@ -112,6 +113,7 @@ class QemuMachine:
         if snapshot is not None:
             self._foresee(vm, snapshot)
         heap.foresee(held.process.pid)
+        self._pause.enter_context(urgent_process(held.process.pid))
         held.look()
 
     def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:

@@ -1,0 +1,112 @@
+"""A process before all others while its guest is paused: its threads but those of vCPUs, and as before afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl.adapters.qemu.urgentprocess import calm, urgent_process
+
+OURS = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+# A main thread, a vCPU's and one that an operator gave a policy; each says its number.
+CHILD = """
+import os, sys, threading
+def run(name, policy):
+    open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write(name)
+    if policy is not None:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    print(threading.get_native_id(), flush=True)
+    threading.Event().wait()
+print(os.getpid(), flush=True)
+for name, policy in (("CPU 0/TCG", None), ("IO mon", os.SCHED_BATCH)):
+    threading.Thread(target=run, args=(name, policy), daemon=True).start()
+sys.stdin.read()
+"""
+
+
+def allowed() -> bool:
+    with urgent_process(os.getpid()):
+        return os.sched_getscheduler(0) == OURS
+
+
+pytestmark = pytest.mark.skipif(not allowed(), reason="not allowed here")
+
+
+@pytest.fixture
+def threads() -> Iterator[dict[str, int]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = [int(process.stdout.readline()) for _ in range(3)]
+        names = {t: Path(f"/proc/{said[0]}/task/{t}/comm").read_text().strip() for t in said[1:]}
+        yield {"main": said[0], **{name: thread for thread, name in names.items()}}
+        process.kill()
+
+
+def policies(threads: dict[str, int]) -> dict[str, int]:
+    return {name: os.sched_getscheduler(thread) for name, thread in threads.items()}
+
+
+def test_it_ends_as_it_began_whatever_happens(threads: dict[str, int]) -> None:
+    before = policies(threads)
+    assert before == {"main": os.SCHED_OTHER, "CPU 0/TCG": os.SCHED_OTHER, "IO mon": os.SCHED_BATCH}
+    with pytest.raises(ZeroDivisionError), urgent_process(threads["main"]):
+        assert policies(threads) == {**before, "main": OURS}
+        raise ZeroDivisionError
+    assert policies(threads) == before
+
+
+def test_what_a_killed_one_left_is_calmed(threads: dict[str, int]) -> None:
+    os.sched_setscheduler(threads["main"], OURS, os.sched_param(1))
+    os.sched_setscheduler(threads["CPU 0/TCG"], os.SCHED_RR, os.sched_param(1))  # an operator's
+    calm(threads["main"])
+    assert policies(threads)["main"] == os.SCHED_OTHER
+    assert policies(threads)["CPU 0/TCG"] == os.SCHED_RR
+
+
+def test_groups_without_a_share_have_one_meanwhile(
+    tmp_path: Path, threads: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cgroup v1: refused until all groups have a share; those that had one keep it."""
+    paths = [tmp_path / "cpu" / p for p in ("machine", "machine/vm", "machine/vm/emulator")]
+    for path, share in zip(paths, ("0", "150000", "0"), strict=True):
+        path.mkdir(parents=True)
+        (path / "cpu.rt_runtime_us").write_text(share)
+    real = os.sched_setscheduler
+    monkeypatch.setattr("hvctl.adapters.qemu.urgentprocess._groups", lambda pid, root: paths)
+
+    def shares() -> list[str]:
+        return [(p / "cpu.rt_runtime_us").read_text() for p in paths]
+
+    def refuse(pid: int, policy: int, parameters: os.sched_param) -> None:
+        if policy == OURS and "0" in shares():
+            raise PermissionError
+        real(pid, policy, parameters)
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with urgent_process(threads["main"], tmp_path):
+        assert os.sched_getscheduler(threads["main"]) == OURS
+        assert shares() == ["400000", "150000", "200000"]
+    assert shares() == ["0", "150000", "0"]
+    assert os.sched_getscheduler(threads["main"]) == os.SCHED_OTHER
+
+
+def test_where_it_is_not_allowed_and_where_it_is_gone_it_is_left(
+    threads: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    before = policies(threads)
+    with urgent_process(threads["main"]):
+        assert policies(threads) == before
+    monkeypatch.undo()
+    with urgent_process(2**22 + 1):
+        pass
