@@ -20,7 +20,7 @@ def run(name, policy):
     open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write(name)
     if policy is not None:
         os.sched_setscheduler(0, policy, os.sched_param(0))
-    print(threading.get_native_id(), flush=True)
+    os.write(1, b"%d\\n" % threading.get_native_id())
     threading.Event().wait()
 print(os.getpid(), flush=True)
 for name, policy in (("CPU 0/TCG", None), ("IO mon", os.SCHED_BATCH)):
