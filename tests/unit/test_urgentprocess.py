@@ -57,6 +57,8 @@ def test_it_ends_as_it_began_whatever_happens(threads: dict[str, int]) -> None:
     before = policies(threads)
     assert before == {"main": os.SCHED_OTHER, "CPU 0/TCG": os.SCHED_OTHER, "IO mon": os.SCHED_BATCH}
     with pytest.raises(ZeroDivisionError), urgent_process(threads["main"]):
+        with urgent_process(threads["main"]):
+            pass
         assert policies(threads) == {**before, "main": OURS}
         raise ZeroDivisionError
     assert policies(threads) == before

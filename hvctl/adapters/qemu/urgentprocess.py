@@ -24,16 +24,17 @@ def urgent_process(pid: int, cgroups: Path = Path("/sys/fs/cgroup")) -> Iterator
     """All threads of a QEMU process but those of vCPUs and those that an operator gave a policy; where that is not
     allowed they wait for their turn as before."""
     given: list[Path] = []
+    first: list[int] = []  # by this call: one around it has others
     try:
         with suppress(OSError):
             try:
-                _put_first(pid)
+                _put_first(pid, first)
             except PermissionError:
                 given = _give(_groups(pid, cgroups))
-                _put_first(pid)
+                _put_first(pid, first)
         yield
     finally:
-        calm(pid)
+        _calm(first)
         for group in reversed(given):
             with suppress(OSError):  # Somebody below it has a share now: it stays.
                 (group / _SHARE).write_text("0")
@@ -41,18 +42,23 @@ def urgent_process(pid: int, cgroups: Path = Path("/sys/fs/cgroup")) -> Iterator
 
 def calm(pid: int) -> None:
     """What a killed hvctl may have left urgent waits for its turn again."""
-    for thread in _threads(pid):
+    _calm(_threads(pid))
+
+
+def _calm(threads: list[int]) -> None:
+    for thread in threads:
         with suppress(OSError):
             if os.sched_getscheduler(thread) == _OURS:
                 os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
-def _put_first(pid: int) -> None:
+def _put_first(pid: int, first: list[int]) -> None:
     for thread in _threads(pid):
         with suppress(FileNotFoundError, ProcessLookupError):  # It ended just now.
             name = Path(f"/proc/{pid}/task/{thread}/comm").read_text()
             if not name.startswith(_VCPU) and os.sched_getscheduler(thread) == os.SCHED_OTHER:
                 os.sched_setscheduler(thread, _OURS, _LOWEST)
+                first.append(thread)
 
 
 def _threads(pid: int) -> list[int]:
