@@ -683,7 +683,8 @@ def test_the_guests_work_after_a_finished_reset_is_not_taken_away(tmp_path: Path
     assert site.run("reset", "a", "--to", "s", fault="reset:resume:after=kill").returncode == -9
     site.world.spoil("a", "new work")
     mine = _content(site)
-    recovered(site)
+    assert [o["state"] for o in site.json("recover")["operations"]] == ["done"]
+    assert_contract(site)
     assert _content(site) == mine
 
 

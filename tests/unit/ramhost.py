@@ -23,7 +23,7 @@ from hvctl.adapters.ram.pages import PAGE
 from hvctl.adapters.snapshots import machine, snapshotfolder
 from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.adapters.snapshots.opened import Opened
-from hvctl.errors import RefusedError
+from hvctl.errors import RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Range, Snapshot
@@ -48,6 +48,7 @@ class Kernel:
         self.written = set(range(self.pages))
         self.inflations: int | None = 0
         self.running = True
+        self.dead = False
         self.lost: str | None = None
         self.works = {"uffd"}
         self.opened = 0
@@ -116,7 +117,9 @@ class StillInside:
         self.binding = Binding(process, ("cpu0",), ())
         self.qmp = SimpleNamespace(execute=lambda *_: None)
 
-    def alive(self) -> None: ...
+    def alive(self) -> None:
+        if self.kernel.dead:
+            raise UnreachableError("the QEMU process is gone.")
 
     def forget(self) -> None: ...
 

@@ -183,6 +183,32 @@ def test_a_channel_that_closes_while_a_program_runs_is_waited_for() -> None:
     assert [command for command, _ in guest.requests].count("guest-exec") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("guest-exec", DeadlineError("the guest agent did not answer.")),
+        ("guest-exec-status", DeadlineError("the guest agent did not answer.")),
+        ("guest-exec-status", UnreachableError("the guest agent is not connected.")),
+    ],
+)
+def test_a_program_that_may_have_begun_is_not_begun_again(
+    monkeypatch: pytest.MonkeyPatch, command: str, error: HvctlError
+) -> None:
+    """How it ended is unknown, and says so: what was not reached, its caller would ask for a second time."""
+    guest, begun = Guest([True]), []
+    monkeypatch.setattr(agent, "GAP", 0.0)
+
+    def call(asked: str, arguments: dict[str, Any], seconds: float) -> Any:
+        begun.extend([asked] if asked == "guest-exec" else [])
+        if asked in (command, "guest-ping"):
+            raise error
+        return guest(asked, arguments, seconds)
+
+    with pytest.raises(DeadlineError):
+        agent.run(call, ["x"])
+    assert begun == ["guest-exec"]
+
+
 def test_a_program_that_runs_on_meets_the_deadline() -> None:
     guest = Guest([True])
     guest.polls = 10**9

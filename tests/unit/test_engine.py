@@ -15,7 +15,7 @@ from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import BusyError, Exit, HvctlError, NotUndoneError, RefusedError, UndoneError
 from hvctl.model.allocation import Change, NicChange
-from hvctl.model.operation import OpState, Outcome, Phase
+from hvctl.model.operation import Operation, OpState, Outcome, Phase
 from hvctl.model.vm import State
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
@@ -131,6 +131,24 @@ def test_a_failed_step_leaves_everything_as_it_was(
     assert row.state is OpState.UNDONE
     assert row.steps[-1].outcome.startswith(("failed", "undone"))
     assert case.run(engine).state is OpState.DONE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_done_before_it_is_written_down(
+    engine: Engine, site: FakeSite, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Who dies after an effect without a row leaves a guest of which nobody knows what it waits for."""
+    case = CASES[name]
+    case.prepare(engine, site)
+    before, ledger = seen(site.world), promised(engine)
+
+    def locked(**_: object) -> Operation:
+        raise BusyError("the database is locked.")
+
+    monkeypatch.setattr(engine.store, "open_operation", locked)
+    with pytest.raises(BusyError):
+        case.run(engine)
+    assert (seen(site.world), promised(engine)) == (before, ledger)
 
 
 @pytest.mark.parametrize(("name", "call"), FORWARD)

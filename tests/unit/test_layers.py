@@ -149,6 +149,17 @@ def test_wiping_what_nobody_sees_changes_nothing_that_anybody_sees(
         assert ram.stat().st_blocks * 512 == kept * PAGE, "what nobody can reach is given back"
 
 
+@pytest.mark.parametrize("without", [0, 1, 2])
+def test_a_page_stays_as_long_as_one_of_the_children_has_none_of_its_own(without: int) -> None:
+    with folder() as root:
+        tree = Tree(root)
+        parent = tree.add(None, {5: 1, 6: 2})
+        children = [tree.add(parent, {6: 3} if n == without else {5: 3, 6: 3}) for n in range(3)]
+        layers.wipe_unseen(tree.folder(parent), [tree.folder(n) for n in children], PAGES)
+        assert [int(tree.holds(n)[5]) for n in children] == [1 if n == children[without] else 3 for n in children]
+        assert (tree.folder(parent) / RAM).stat().st_blocks * 512 == PAGE, "the other one goes"
+
+
 @untimed
 @given(says, says, says)
 def test_what_is_stored_again_is_overwritten(

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hvctl.adapters.ram.pages import CHUNK, PAGE
 from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.decide.reset import parent_of
+from hvctl.errors import UnreachableError
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.tracker import TrackerKind
 from unit.ramhost import DiedError, RamHost, connected
@@ -31,6 +33,28 @@ works = st.lists(st.tuples(pages, counts, st.integers(0, 3)), max_size=4)
 discards = st.lists(st.tuples(pages, counts), max_size=1)
 fuses = st.none() | st.none() | st.integers(0, 40)
 which = st.integers(0, 7)
+
+
+@pytest.mark.parametrize("call", ["copy_ram", "restore_ram", "audit"])
+def test_what_is_done_with_the_ram_of_a_process_that_ended_is_not_done(call: str) -> None:
+    """The file of its RAM is there, and can be read and written, as long as anybody has it open."""
+    with ExitStack() as stack:
+        host = RamHost(stack.enter_context(folder()), stack.enter_context(lab(SIZES)))
+        stack.enter_context(connected(host))
+        stack.callback(host.machine.close)
+        host.kernel.running = False
+        snapshot, other = host.describe(), host.describe()
+        for one in (snapshot, other):
+            host.prepare(one)
+        machine = host.machine
+        machine.arm(host.vm, TrackerKind.AUTO)
+        machine.copy_ram(host.vm, snapshot)
+        machine.publish(snapshot)
+        host.kernel.dead = True
+        with pytest.raises(UnreachableError):
+            getattr(machine, call)(host.vm, other if call == "copy_ram" else snapshot)
+        known = machine.tracking(host.vm)
+        assert call == "audit" or known is None or known.base is None
 
 
 class Commands(RuleBasedStateMachine):

@@ -69,6 +69,7 @@ class FolderStorage:
         if spec.pulse is not None:
             self._make_pulse(Path(spec.pulse))
         _sync(folder)
+        _sync(self._vms)
 
     def _make_folders(self, folder: Path) -> None:
         for path in (self._vms.parent, self._vms, folder):

@@ -103,13 +103,19 @@ def run(
 
 def _status(call: Call, pid: int, seconds: float) -> dict[str, Any]:
     """How a program does. libvirt may close the agent's channel once more after a reset, while the program goes on:
-    asked again when it is back."""
+    asked again when it is back. DeadlineError if it stays away: what was begun must not look as if it could be begun
+    again."""
     try:
         return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
     except UnreachableError:
         with contextlib.suppress(DeadlineError):
             wait(call, GAP)
+    try:
         return _object(call("guest-exec-status", {"pid": pid}, seconds), "guest-exec-status")
+    except UnreachableError as e:
+        raise DeadlineError(
+            f"a program was begun in the guest, and how it ended is unknown: {e.message}", "hvctl vm exec VM -- ps"
+        ) from e
 
 
 def _result(status: dict[str, Any], max_bytes: int) -> ExecResult:

@@ -9,11 +9,12 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from hvctl.adapters.libvirt.calls import Connection, clean, code_of, state_of, text_of, translate
+from hvctl.adapters.libvirt.calls import Connection, clean, code_of, state_of, text_of, translate, went_away
 from hvctl.errors import DeadlineError, GuestError, UnreachableError
 from hvctl.model.vm import State
 
 _AGENT_GRACE = 2.0  # seconds for libvirt's own deadline to come first
+_ONCE = "guest-exec"  # all other commands may be repeated
 
 
 def ask(connection: Connection, uri: str, uuid: str, command: str, arguments: dict[str, Any], seconds: float) -> Any:
@@ -40,6 +41,9 @@ def ask(connection: Connection, uri: str, uuid: str, command: str, arguments: di
             if code == libvirt.VIR_ERR_INTERNAL_ERROR and "agent" in said:
                 refusal = said.rpartition("error was ")[2].rpartition(f"'{clean(command, 40)}': ")[2]
                 raise GuestError(f"the guest agent refuses {clean(command, 40)}: {refusal}.") from e
+            if command == _ONCE and went_away(e):
+                # It may have been begun: whoever takes libvirt for unreachable begins it again.
+                raise DeadlineError(f"libvirt went away: {said}.") from e
             raise translate(e, uri, f"ask the guest agent for {command}") from e
 
     try:

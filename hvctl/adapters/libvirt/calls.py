@@ -140,17 +140,25 @@ def text_of(error: libvirt.libvirtError) -> str:
     return clean(error.get_error_message() or error)
 
 
+def went_away(error: libvirt.libvirtError) -> bool:
+    """Whether it was libvirt itself that could not be reached any more: what it was asked for may have been done."""
+    code = code_of(error)
+    transport = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+    return code in _NO_CONNECTION or (
+        transport and code in (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR)
+    )
+
+
 def translate(error: libvirt.libvirtError, uri: str, what: str) -> HvctlError:
     """The error of hvctl's tree for one of libvirt's; `what` is what was tried, as in "start web"."""
     code, text = code_of(error), text_of(error)
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return NotFoundError(f"libvirt could not {what}: there is no such VM.", "hvctl vm list shows the VMs there are")
-    transport = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
     local = urlsplit(uri).hostname is None
     if code in _DENIED or error.get_error_domain() in _DENIERS:
         hint = "run as root or as a member of the group libvirt" if local else f"check your access to {uri}"
         return UnreachableError(f"libvirt at {uri} denies access: {text}.", hint)
-    if code in _NO_CONNECTION or (code in (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR) and transport):
+    if went_away(error):
         hint = "hvctl host prepare --yes starts libvirt" if local else f"check the URI {uri} and that its host is up"
         return UnreachableError(f"libvirt at {uri} cannot be reached: {text}.", hint)
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
