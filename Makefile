@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc \
   python3-dev python3-venv dnsmasq-base iproute2 busybox-static mmdebstrap e2fsprogs kmod cpio zstd postgresql
 
-.PHONY: demo test explore soak test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-rounds bench-interrupt bench-guard bench-replay picture clean
+.PHONY: demo test explore soak planted test-debian13 check lint setup packages host bench-allocate bench-reset bench-collect bench-restarts bench-forecast bench-rounds bench-interrupt bench-guard bench-replay picture clean
 
 demo: setup host
 	$(BIN)/python bench/demo.py
@@ -25,6 +25,10 @@ explore: setup
 soak: setup host
 	$(BIN)/hvctl image build micro
 	HVCTL_SOAK=$(or $(N),10000) $(BIN)/pytest -q -s tests/host/test_soak.py -k in_a_row
+
+# Tests of the tests: each bug of tests/planted/bugs.toml must be noticed. HOST=1: those that only real guests notice.
+planted: setup
+	$(BIN)/python -m tests.planted $(if $(HOST),--host)
 
 # Snapshots and resets on Debian 13's libvirt, QEMU and Python; TESTS: files, pytest's options, or --guests own.
 test-debian13: setup

@@ -151,9 +151,13 @@ def test_waiting_ends_when_somebody_else_stops_the_vm(domains: LibvirtDomains, r
 
 @pytest.mark.parametrize("active", [False, True])
 def test_cpu_and_disk_limits_hold_and_go(domains: LibvirtDomains, spec: VmSpec, active: bool) -> None:
+    where = ["--config"]
     if active:
         domains.start(spec.uuid)
+        where.append("--live")
     for quota in (150, 7, None):
+        # Somebody's limit of each vCPU, which would hold beside that of the VM.
+        virsh("schedinfo", spec.name, *where, "--set", "vcpu_quota=3000")
         domains.set_cpu_quota(spec.uuid, quota)
         assert domains.get(spec.uuid).allocation.cpu_quota == quota
     for weight in (1, 77, 10_000, None):

@@ -13,14 +13,15 @@ from faults.command import FakeSite
 
 from hvctl.adapters.fake.state import Exec
 from hvctl.engine.faults import Faults
+from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
-from hvctl.errors import NotFoundError, NotUndoneError, RefusedError
+from hvctl.errors import BusyError, NotFoundError, NotUndoneError, RefusedError
 from hvctl.model.allocation import Allocation, Change, DiskChange, Record, Resources
-from hvctl.model.operation import Outcome
+from hvctl.model.operation import OpState, Outcome
 from hvctl.model.pool import Held, Limits, Need, Rung
 from hvctl.model.sample import EventKind, Sample, VmEvent
 from hvctl.model.vm import State
-from hvctl.operations import comeback, interrupt, pool, restarts
+from hvctl.operations import comeback, demand, interrupt, pool, restarts
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
 from hvctl.operations.journal import recover
@@ -356,6 +357,19 @@ def test_nothing_is_handed_over_while_it_is_unknown_whether_the_victim_is_off(si
         assert len(journal(engine, "interrupt")) == 1, "nobody is interrupted twice for one demand"
 
 
+def test_nothing_is_handed_over_while_the_victim_is_seen_to_run(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt says that it is saved, and it is not off: somebody may have started it again."""
+    add(site, "spot")
+    with small(site, 512) as engine:
+        monkeypatch.setattr(engine.host.domains, "save", lambda uuid: None)
+        with pytest.raises(NotUndoneError, match="running after it was ended"):
+            interrupt.for_need(engine, saves(300))
+        assert reserved(engine)["new"].granted.memory == 0
+        assert [(o.vm_name, o.state) for o in journal(engine, "interrupt")] == [("spot", OpState.OPEN)]
+
+
 def test_a_delayed_demand_begins_when_its_time_has_come(site: FakeSite) -> None:
     add(site, "spot", used=400)
     with small(site, 1112) as engine:
@@ -546,6 +560,23 @@ def test_whoever_carries_it_on_finds_who_went_already(site: FakeSite) -> None:
         assert set(gone(engine)) == {"spot"}
         assert gone(engine)["spot"].returns == reserved(engine)[uuid].id
         assert site.world.vm("other").state is State.RUNNING
+
+
+def test_a_demand_is_carried_on_by_one_at_a_time(site: FakeSite) -> None:
+    """Another one would find the same victims, and one more for what is on its way already."""
+    add(site, "spot", priority=1)
+    site.world.fail("save", "DeadlineError")
+    with small(site, 512) as engine:
+        with pytest.raises(NotUndoneError):
+            interrupt.for_need(engine, saves(300))
+        waits = reserved(engine)["new"]
+        with vm_lock(engine.settings.locks_dir, f"demand-{waits.id}", 0):
+            assert demand.finish(engine, demand.Progress()) == []
+            with pytest.raises(BusyError):
+                demand.carry_on(engine, waits.id, demand.Progress(), wait=0.0)
+            assert reserved(engine)["new"] == waits
+        recover(engine)
+        assert (reserved(engine)["new"].state, set(gone(engine))) == (Held.HELD, {"spot"})
 
 
 def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:

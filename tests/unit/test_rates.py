@@ -260,5 +260,7 @@ def test_a_restart_of_the_host_says_so() -> None:
     assert start.kind is EventKind.START
 
 
-def test_a_small_correction_of_the_clock_is_no_jump() -> None:
-    assert used(reading(0, A), reading(10 + JUMP / 2, B, clock=10), LONGEST).gap is None
+@pytest.mark.parametrize("corrected", [-JUMP / 2, JUMP / 2])
+def test_a_small_correction_of_the_clock_is_no_jump_and_changes_no_rate(corrected: float) -> None:
+    (sample,) = used(reading(0, vm()), reading(10 + corrected, vm(cpu=2 * 10**10), clock=10), LONGEST).samples
+    assert (sample.seconds, sample.cpu) == (10.0, 1.0)
