@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -80,6 +81,7 @@ def main() -> int:
     if unknown := set(asked.names) - {bug.name for bug in table}:
         parser.error(f"there is no bug {', '.join(map(repr, sorted(unknown)))}")
     chosen = [b for b in table if (b.name in asked.names if asked.names else b.host == asked.host)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.nice(19)
     # Guests of two runs would wait for each other.
     workers = 1 if any(bug.host for bug in chosen) else WORKERS

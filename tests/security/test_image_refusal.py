@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,35 @@ def test_a_header_that_a_guest_writes_into_a_raw_disk_means_nothing(pool: Path, 
     qemu_img("convert", "-f", "qcow2", "-O", "raw", overlay, copy)
     assert copy.read_bytes() == disk.read_bytes()
     assert b"the host's secret" not in copy.read_bytes()
+
+
+def test_no_call_leaves_the_format_of_an_image_to_be_guessed(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not among the options of an image, it is among those of the command: one for each plain name."""
+    calls: list[list[str]] = []
+    real = qemuimg.run_tool
+
+    def noted(argv: list[str], **more: Any) -> Any:
+        calls.append(argv)
+        return real(argv, **more)
+
+    monkeypatch.setattr(qemuimg, "run_tool", noted)
+    raw, base, image = pool / "raw", pool / "base.qcow2", pool / "image.qcow2"
+    raw.write_bytes(bytes(MIB))
+    qemuimg.convert(raw, "raw", base)
+    qemuimg.create_overlay(image, base, "qcow2")
+    qemuimg.create_empty(pool / "empty.qcow2", MIB)
+    assert qemuimg.compare(image, "qcow2", raw, "raw")
+    qemuimg.create_internal_snapshot(image, "s")
+    qemuimg.apply_internal_snapshot(image, "s")
+    qemuimg.extract_internal_snapshot(image, "s", pool / "s.qcow2", [pool])
+    qemuimg.copy_extent(base, image, 0, 512, [pool])
+    qemuimg.delete_internal_snapshot(image, "s")
+    qemuimg.check(image)
+    assert {argv[1] for argv in calls} == {"convert", "create", "compare", "snapshot", "info", "check"}
+    for argv in calls:
+        plain = [word for word in argv if word.startswith("/")]
+        assert sum(word in ("-f", "-F", "-O") for word in argv) >= len(plain), argv
+        assert all('"driver"' in word for word in argv if word.startswith("json:"))
 
 
 def test_a_backing_file_outside_is_refused(pool: Path, secret: Path) -> None:

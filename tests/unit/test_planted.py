@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from planted.table import Bug, bugs, problem
+
+from tests.planted.checkout import Checkout, Ran
+from tests.planted.table import Bug, bugs, problem
 
 ROOT = Path(__file__).parents[2]
 TABLE = bugs()
@@ -36,3 +38,26 @@ def test_a_table_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         table.write_text(wrong)
         with pytest.raises(ValueError, match=why):
             bugs(table)
+
+
+@pytest.mark.processes
+def test_only_a_test_that_failed_has_noticed(tmp_path: Path) -> None:
+    """Not one that could not be imported, was skipped, or is not there."""
+    (tmp_path / "part.py").write_text("NUMBER = 1\n")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\nfrom part import NUMBER\n\n"
+        "@pytest.mark.parametrize('n', [1, 2])\ndef test_it(n): assert NUMBER != 2 or n != 2\n\n"
+        "def test_it_too(): pass\n\ndef test_later(): pytest.skip('not here') if NUMBER == 3 else None\n"
+    )
+    bug = replace(TABLE[0], file="part.py", old="1", new="2", tests=("test_it.py::test_it", "test_it.py::test_it_too"))
+    checkout = Checkout(tmp_path)
+    assert checkout.run(bug.tests, host=False) == Ran(frozenset())
+    with checkout.planted(bug):
+        assert checkout.run(bug.tests, host=False) == Ran(frozenset({"test_it.py::test_it"}))
+    with checkout.planted(replace(bug, new="1 / 0")):
+        broken = checkout.run(bug.tests, host=False)
+    assert (broken.failed, "pytest ended with status" in broken.trouble) == (frozenset(), True)
+    with checkout.planted(replace(bug, new="3")):
+        skipped = checkout.run(["test_it.py::test_later"], host=False)
+    assert (skipped.failed, "not here" in skipped.trouble) == (frozenset(), True)
+    assert (tmp_path / "part.py").read_text() == "NUMBER = 1\n"
