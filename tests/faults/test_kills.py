@@ -688,6 +688,22 @@ def test_the_guests_work_after_a_finished_reset_is_not_taken_away(tmp_path: Path
     assert _content(site) == mine
 
 
+@pytest.mark.parametrize(("point", "listed"), [("copy_ram#2:before", False), ("publish_snapshot:after", True)])
+def test_a_snapshot_that_is_listed_after_a_kill_is_whole(tmp_path: Path, point: str, listed: bool) -> None:
+    site = FakeSite(tmp_path)
+    _vm(site)
+    site.world.spoil("a", "first")
+    _keep(site, "taken")
+    assert site.run("snapshot", "take", "a", "s", fault=f"snapshot-take:{point}=kill").returncode == -9
+    recovered(site)
+    assert_contract(site)
+    assert _snapshots(site) == (["s"] if listed else [])
+    if listed:
+        site.world.spoil("a")
+        assert site.run("reset", "a", "--to", "s").returncode == 0
+        assert _content(site) == _kept(site, "taken")
+
+
 def test_a_guest_that_somebody_resumed_half_way_is_quarantined(tmp_path: Path) -> None:
     site = FakeSite(tmp_path)
     _taken(site)

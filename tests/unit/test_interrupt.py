@@ -579,9 +579,10 @@ def test_a_demand_is_carried_on_by_one_at_a_time(site: FakeSite) -> None:
         assert (reserved(engine)["new"].state, set(gone(engine))) == (Held.HELD, {"spot"})
 
 
-def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
-    """Its first victim was started by somebody while the demand still waited for its second, and what it had would be
-    enough now, since somebody else's VM has ended."""
+@pytest.mark.parametrize("by", ["somebody", "resume"])
+def test_nobody_goes_twice_for_one_demand(site: FakeSite, by: str) -> None:
+    """Its first victim runs again while the demand still waits for its second, and what it has would be enough now,
+    since somebody else's VM has ended."""
     add(site, "one", priority=1)
     add(site, "ends", interruptible=False)
     two = add(site, "two", priority=900)
@@ -589,9 +590,12 @@ def test_nobody_goes_twice_for_one_demand(site: FakeSite) -> None:
     with small(site, 3 * 512, checked=False) as engine:
         with pytest.raises(NotUndoneError):
             interrupt.for_need(engine, saves(900))
-        site.world.start("one")
         site.world.destroy("ends")
         site.world.fail("save", uuid=two, times=9)
+        if by == "somebody":
+            site.world.start("one")
+        else:
+            comeback.resume(engine, ["one"])
         recover(engine)
         assert [o.vm_name for o in journal(engine, "interrupt")].count("one") == 1
         assert "new" not in reserved(engine), "it was given up"
