@@ -55,7 +55,9 @@ def carry_on(engine: Engine, number: int, done: Progress, wait: float | None = N
             if demand.state is Held.WAITING:
                 demand = _again(engine, demand, frozenset(tried))
         if demand.state is Held.WAITING:
-            give_up(engine, demand, "it was tried often enough.")
+            why = f"its victims did not go, {TRIES} times in a row."
+            give_up(engine, demand, why)
+            raise RefusedError(f"the demand {number} was given up: {why}", "hvctl operation list")
         if demand.state is Held.ENDED:
             raise RefusedError(f"the demand {number} has ended.", "hvctl reserve list --all")
         return demand

@@ -3,6 +3,7 @@ wrong in between leaves the VM off with the disks that it had."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,20 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl.engine import hands
+from hvctl.engine.archivehands import archive_hand
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
-from hvctl.errors import HvctlError, NotFoundError, NotUndoneError, RefusedError, UndoneError, UsageError
+from hvctl.errors import (
+    HvctlError,
+    NotFoundError,
+    NotUndoneError,
+    RefusedError,
+    UndoneError,
+    UnreachableError,
+    UsageError,
+)
 from hvctl.model.allocation import Change
+from hvctl.model.archivesteps import ReleaseDisks, ReturnDisks
 from hvctl.model.operation import OpState, Outcome
 from hvctl.model.vm import Accel, State
 from hvctl.operations import archive
@@ -281,6 +292,40 @@ def test_an_answer_that_does_not_come_is_recovered(
     (ended,) = engine.sweep()
     assert ended.state is OpState.UNDONE
     assert (seen(site.world), promised(engine)) == (before, promises)
+
+
+def test_disks_of_a_vm_that_somebody_started_are_not_replaced(
+    engine: Engine, site: FakeSite, off: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = engine.host.archives.import_snapshot
+
+    def and_then(*args: Any) -> int:
+        site.world.start("a")
+        return imported(*args)
+
+    monkeypatch.setattr(engine.host.archives, "import_snapshot", and_then)
+    with pytest.raises(UndoneError, match="its disks are in use"):
+        load(engine)
+    vm = site.world.vm("a")
+    assert (vm.state, engine.host.storage.kept_disks(vm.uuid)) == (State.RUNNING, None)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_disks_from_before_a_load_come_back_only_without_a_process_and_go_only_with_it(
+    engine: Engine, site: FakeSite, off: dict[str, str], monkeypatch: pytest.MonkeyPatch, active: bool
+) -> None:
+    """Taken back under a QEMU they would be two guests' at once; given up without one, nobody has seen the load."""
+    done: list[str] = []
+    for name in ("return_disks", "release_disks"):
+        monkeypatch.setattr(engine.host.storage, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(engine.host.storage, "kept_disks", lambda _: "load")
+    if active:
+        site.world.start("a")
+    uuid = site.world.vm("a").uuid
+    for step in (ReturnDisks(uuid, "load", ()), ReleaseDisks(uuid, "load", ())):
+        with contextlib.suppress(RefusedError, UnreachableError):
+            archive_hand(engine.host, step, None)
+    assert done == (["release_disks"] if active else ["return_disks"])
 
 
 def test_somebody_who_starts_it_meanwhile_is_not_disturbed(engine: Engine, site: FakeSite, off: dict[str, str]) -> None:

@@ -12,11 +12,13 @@ import pytest
 from faults.command import FakeSite
 
 from hvctl.adapters.fake.state import Exec
+from hvctl.engine.awayhands import away_hand
 from hvctl.engine.faults import Faults
 from hvctl.engine.lock import vm_lock
 from hvctl.engine.operate import Engine
 from hvctl.errors import BusyError, NotFoundError, NotUndoneError, RefusedError
 from hvctl.model.allocation import Allocation, Change, DiskChange, Record, Resources
+from hvctl.model.awaysteps import SaveGuest
 from hvctl.model.operation import OpState, Outcome
 from hvctl.model.pool import Held, Limits, Need, Rung
 from hvctl.model.sample import EventKind, Sample, VmEvent
@@ -315,6 +317,16 @@ def test_a_guest_that_ignores_everything_is_ended(site: FakeSite) -> None:
         assert any("its process was ended" in w for w in done.warnings)
 
 
+def test_a_guest_that_somebody_paused_meanwhile_is_not_saved(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would come back paused, and nobody would let it go on."""
+    uuid = add(site, "spot")
+    site.world.pause("spot")
+    with small(site, 512) as engine:
+        monkeypatch.setattr(engine.host.domains, "save", lambda _: pytest.fail("it was saved"))
+        with pytest.raises(RefusedError, match="only a guest that runs"):
+            away_hand(engine.host, SaveGuest(uuid))
+
+
 def test_what_cannot_be_saved_stays_and_another_one_goes(site: FakeSite) -> None:
     cheap = add(site, "cheap", priority=1)
     add(site, "next", priority=900)
@@ -339,6 +351,19 @@ def test_when_nobody_is_left_the_demand_is_given_up_and_who_went_is_due(site: Fa
         assert "new" not in reserved(engine)
         assert gone(engine)["one"].return_at == 1000.0
         assert [o.vm_name for o in comeback.due(engine).outcomes] == ["one"]
+
+
+def test_a_demand_that_is_given_up_keeps_nothing_for_who_was_still_to_go(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = add(site, "one", priority=1)
+    add(site, "two", priority=900)
+    site.world.fail("save", uuid=one)
+    monkeypatch.setattr(demand, "TRIES", 1)
+    with small(site, 1024) as engine:
+        with pytest.raises(RefusedError, match="was given up: its victims did not go, 1 times"):
+            interrupt.for_need(engine, saves(300))
+        assert (reserved(engine), gone(engine)) == ({}, {})
 
 
 def test_nothing_is_handed_over_while_it_is_unknown_whether_the_victim_is_off(site: FakeSite) -> None:
@@ -497,6 +522,18 @@ def test_what_was_set_while_it_was_away_holds(site: FakeSite) -> None:
         assert (record.priority, record.allocation.memory) == (7, 600 * MIB)
         assert site.world.vm("spot").allocation.memory == 600 * MIB
         assert reserved(engine) == {}, "it came back before, and needs nothing kept for later"
+
+
+def test_a_saved_guest_wakes_up_with_what_it_had_whatever_was_set_meanwhile(site: FakeSite) -> None:
+    """Nobody knows yet how much of it is in use, and what it has must be promised."""
+    add(site, "spot", used=400)
+    with small(site, 512) as engine:
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=60.0, grace=1.0, reason="a test")
+        allocate(engine, "spot", Change(memory=128 * MIB))
+        comeback.resume(engine, ["spot"])
+        record = site.world.vm("spot").record
+        assert record is not None
+        assert record.allocation.memory == site.world.vm("spot").allocation.memory == 512 * MIB
 
 
 def test_nothing_is_kept_for_the_return_of_who_did_not_go(site: FakeSite) -> None:

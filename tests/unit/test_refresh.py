@@ -25,6 +25,7 @@ from hvctl.forecasting import arbiter, margin
 from hvctl.forecasting.arbiter import Standing
 from hvctl.forecasting.forecast import forecast
 from hvctl.forecasting.panel import Ask, Panel
+from hvctl.forecasting.rounds import Lessons
 from hvctl.forecasting.series import F32, STEP, Series
 from hvctl.jobs.catalog import JOBS, Node, perform
 from hvctl.model.allocation import Allocation, Record, Resources
@@ -310,6 +311,19 @@ def test_hours_that_overlap_teach_once(engine: Engine, oracle: Oracle) -> None:
     assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
     refresh_at(engine, 0)
     assert engine.store.forecasts.standings(engine.facts.name)["cpu", "peak"].cases == 2 * 2
+
+
+def test_hours_that_overlap_teach_once_whoever_asks() -> None:
+    """As a replay does, which keeps no record between its rounds."""
+
+    def said(at: int) -> list[Prediction]:
+        one = Prediction(at, "", "cpu", 3600, 0.95, 1.0, 1.0, "r", "baseline", "m1", 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 0.5)
+        return [one._replace(vm_uuid=f"vm-{i}") for i in range(4)]
+
+    lessons = Lessons(Panel(name="m1"))
+    assert [lessons.learn(said(at)) for at in (0, 300, 3300, 3600, 6900)] == [4, 0, 0, 4, 0]
+    assert {(f.target, f.cases) for f in lessons.fleet()} == {("peak", 8), ("mean", 8)}
+    assert {s.cases for s in lessons.standings().values()} == {8}
 
 
 def test_old_forecasts_go(engine: Engine) -> None:

@@ -370,6 +370,22 @@ def test_a_model_answers_once_it_has_won_on_the_trace() -> None:
     assert seen[-1] == "m"
 
 
+def test_it_learns_of_an_hour_when_that_is_over() -> None:
+    """Also where it forecasts more often than once an hour."""
+    made = fleet()
+    sight = Sight(made, Panel())
+    learned = []
+    for slot in range(DAY, DAY + 27):
+        if slot % 3 == 0:
+            sight.forecasts(slot)
+            learned.append((slot - DAY, max((f.cases for f in sight._lessons.fleet()), default=0)))
+        everybody = np.full(len(made.members), True)
+        sight.note(slot, {r: made.demand[r][:, slot].astype(np.float64) for r in COUNTED}, everybody)
+    known = [cases > 0 for _, cases in learned]
+    assert known == [slot >= 12 for slot, _ in learned]
+    assert learned[-1][1] > learned[4][1], "and of the next one, when that is"
+
+
 # --- what is refused
 
 
