@@ -414,15 +414,17 @@ def test_a_delayed_demand_begins_when_its_time_has_come(site: FakeSite) -> None:
         assert interrupt.due(engine) == []
 
 
-def test_a_request_with_the_same_key_is_the_same_demand(site: FakeSite) -> None:
+@pytest.mark.parametrize(("memory", "victims"), [(400, 1), (900, 2)])
+def test_a_request_with_the_same_key_is_the_same_demand(site: FakeSite, memory: int, victims: int) -> None:
+    """Also where nobody is left who could go for it."""
     add(site, "one")
     add(site, "two")
     with small(site, 1024) as engine:
-        first, again = (interrupt.for_need(engine, saves(400), key="k") for _ in range(2))
+        first, again = (interrupt.for_need(engine, saves(memory), key="k") for _ in range(2))
         assert first.demand is not None
         assert again.demand is not None
         assert first.demand.id == again.demand.id
-        assert len(gone(engine)) == 1
+        assert len(gone(engine)) == victims
 
 
 class Meanwhile(Faults):
