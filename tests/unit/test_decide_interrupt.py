@@ -262,5 +262,8 @@ def test_neighbours_give_room_for_the_return() -> None:
     plan = plan_interruption(facts, ask)
     assert isinstance(plan, Interruption)
     assert [(s.seen.vm.name, s.gives) for s in plan.shrinks] == [("vm1", Resources(memory=200 * MIB))]
-    guarded = replace(facts.seen[1], vm=replace(facts.seen[1].vm, record=replace(facts.seen[1].record, protected=True)))
-    assert isinstance(plan_interruption(replace(facts, seen=[facts.seen[0], guarded]), ask), Refusal)
+    near = facts.seen[1]
+    guarded = replace(near, vm=replace(near.vm, record=replace(near.record, protected=True)))
+    # Who has an operation of its own now, and who gave of its own before and has not got it again.
+    for alone in (guarded, replace(near, busy=True), replace(near, had=near.record)):
+        assert isinstance(plan_interruption(replace(facts, seen=[facts.seen[0], alone]), ask), Refusal)

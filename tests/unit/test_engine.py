@@ -379,6 +379,27 @@ def test_a_recovery_that_cannot_see_the_process_waits(engine: Engine, site: Fake
     assert [o.state for o in engine.sweep()] == [OpState.DONE]
 
 
+@pytest.mark.parametrize(("name", "call"), [("delete", "undefine"), ("stop", "clear")])
+@pytest.mark.parametrize("error", ["HvctlError", "DeadlineError"])
+def test_a_recovery_that_does_not_get_through_promises_nothing_new(
+    engine: Engine, site: FakeSite, name: str, call: str, error: str
+) -> None:
+    """What failed is closed as that; what got no answer is tried again."""
+    case = CASES[name]
+    case.prepare(engine, site)
+    ledger = promised(engine)
+    site.world.fail(call, "DeadlineError")
+    with pytest.raises(NotUndoneError):
+        case.run(engine)
+    site.world.fail(call, error)
+    ended = [o.state for o in engine.sweep()]
+    assert (ended, last(engine).state) == (
+        ([OpState.FAILED], OpState.FAILED) if error == "HvctlError" else ([], OpState.OPEN)
+    )
+    assert promised(engine) == ledger
+    assert [o.state for o in engine.sweep()] == [OpState.DONE] * (error == "DeadlineError")
+
+
 # --- locks and marks
 
 
@@ -410,7 +431,8 @@ def test_a_lost_mark_means_half_done(engine: Engine, site: FakeSite, damage: str
             path.write_bytes(b"\x00{]" * 99)
         case _:
             number = last(engine).id
-            path.write_text(path.read_text().replace(f'"operation": {number}', f'"operation": {number - 1}'))
+            other = path.read_text().replace(f'"operation": {number}', f'"operation": {number - 1}')
+            path.write_text(other.replace('"phase": "touching"', '"phase": "begun"'))
     assert [o.state for o in engine.sweep()] == [OpState.UNDONE]
     assert seen(site.world) == before
 

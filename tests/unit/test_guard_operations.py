@@ -352,6 +352,9 @@ def test_what_is_reset_is_kept_before_and_comes_back(node: Node) -> None:
     assert node.engine.host.storage.space(disk).taken == 40 * MIB
     node.later()
     assert node.cycle().decision.verdict in (Verdict.COOLING, Verdict.QUIET), "it does not do the same at once"
+    node.now = made.at + 99.0
+    node.cycle()
+    assert [s.name for s in node.engine.host.machine.snapshots(node.uuid)] == ["clean", made.kept], "until its time"
     node.later(100.0)
     node.cycle()
     assert [s.name for s in node.engine.host.machine.snapshots(node.uuid)] == ["clean"]
@@ -373,6 +376,18 @@ def test_what_it_costs_to_keep_it_is_learned_from_earlier_snapshots_and_explaine
     assert any("pause for a snapshot first" in text for word, text in decision.lines(explained) if word == "chosen")
     node.later(100.0)
     assert node.fill(50).facts.costs["disk:data"].taken == 2, "and from its own"
+
+
+def test_what_became_of_an_action_is_said_when_its_operation_has_ended(node: Node) -> None:
+    node.arm(watch("cache", resident=256 * MIB))
+    node.leak()
+    node.site.world.fail("set_balloon", "DeadlineError")
+    one = node.cycle()
+    assert one.decision.chosen is not None
+    assert (one.outcome, guardact.settle(node.engine), node.newest().outcome) == (None, 0, None)
+    (ended,) = node.engine.sweep()
+    assert guardact.settle(node.engine) == 1
+    assert (node.newest().operation, str(node.newest().outcome).split(":")[0]) == (ended.id, ended.state)
 
 
 def test_many_looks_at_nothing_are_one_row_an_hour(node: Node) -> None:
