@@ -11,6 +11,8 @@ from hvctl.adapters.disks.diskfiles import Files, identity
 from hvctl.adapters.disks.diskseat import Sight
 from hvctl.adapters.disks.diskspare import Plan
 from hvctl.adapters.qemu.inside import Inside
+from hvctl.adapters.qemu.urgentprocess import urgent_process
+from hvctl.adapters.ram.urgency import urgent
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.vm import Disk, Process, Vm
@@ -42,7 +44,8 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
     extent = None if range is None else (range.start, range.end)
     if plan is None or (plan.tag, plan.extent) != (snapshot.tag, extent):
         raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.", "hvctl recover")
-    done = diskswap.restore_disk(held.qmp, plan)
+    with urgent_process(held.process.pid), urgent():
+        done = diskswap.restore_disk(held.qmp, plan)
     held.forget()
     stages = {name: ms / 1000 for name, ms in done.stages}
     return {"away": done.away / 1000, "paused": done.paused / 1000, **stages}

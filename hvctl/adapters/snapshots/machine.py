@@ -321,9 +321,7 @@ class QemuMachine:
         diskpart.prepare(held, vm, document, snapshot, target, range, self._settings.images_dir)
 
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
-        held = self._opened.inside(vm)
-        with urgent_process(held.process.pid), urgent():
-            return diskpart.restore(held, vm, snapshot, target, range)
+        return diskpart.restore(self._opened.inside(vm), vm, snapshot, target, range)
 
     def disk_is_back(self, vm: Vm, target: str) -> bool:
         return diskpart.is_back(self._opened.inside(vm), vm, target)
