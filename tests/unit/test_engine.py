@@ -400,6 +400,14 @@ def test_a_recovery_that_does_not_get_through_promises_nothing_new(
     assert [o.state for o in engine.sweep()] == [OpState.DONE] * (error == "DeadlineError")
 
 
+def test_snapshots_of_a_process_that_ended_go_at_the_next_start(engine: Engine, site: FakeSite) -> None:
+    snapped(engine, site)
+    site.world.destroy("a")
+    assert engine.host.machine.snapshots(hidden=True)
+    verbs.start(engine, "a")
+    assert not engine.host.machine.snapshots(hidden=True)
+
+
 # --- locks and marks
 
 

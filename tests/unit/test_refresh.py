@@ -15,7 +15,7 @@ from faults.command import FakeSite
 
 from hvctl.adapters.models import modelstore
 from hvctl.adapters.models.boosters import Silence
-from hvctl.decide.needs import of_span
+from hvctl.decide.needs import Known, expected_need, of_span
 from hvctl.engine.collect import Collector
 from hvctl.engine.expected import Expected, newest
 from hvctl.engine.operate import Engine
@@ -50,6 +50,7 @@ from unit.commandline import Run, runner
 from unit.fleets import fleet
 from unit.poolhost import MIB, add
 from unit.record import NOW, put
+from unit.vms import vm_with
 
 END = int(NOW) // STEP * STEP
 OWN_RATE, FLEET_RATE = 0.05, 0.2
@@ -451,6 +452,23 @@ def test_after_an_interruption_restarts_count(site: FakeSite, served: Engine) ->
     )
     served.needs = Expected(served)
     assert served.needs(vm, 1800.0).resources.cpu == 100 * vm.max_vcpus
+
+
+def test_memory_that_the_guests_kernel_holds_is_needed_beside_what_is_measured() -> None:
+    vm = vm_with(Allocation(1, 512 * MIB))
+    said = Prediction(END, vm.uuid, "memory", 3600, 0.95, 50.0, 50.0, "r", "baseline", None, None, 50.0, 1.0)
+    need = expected_need(vm, Known({"memory": said}, margin=10 * MIB, kernel=7 * MIB), 0.0)
+    assert need.resources.memory == (50 + 7 + 10) * MIB
+
+
+def test_restarts_that_took_little_make_no_need_smaller(site: FakeSite, served: Engine) -> None:
+    """Its start is only the beginning of the hour that is forecast."""
+    uuid = add(site, "a", vcpus=4)
+    record = [Restart(uuid, None, 1000.0 * i, 60.0, 300, {"cpu": 0.1}) for i in range(1, 4)]
+    served.store.restarts.add(served.facts.name, record)
+    predicted(served, uuid, END, cpu=2.5)
+    need = served.needs(served.host.domains.get("a"), 1800.0)
+    assert (need.resources.cpu, "restarts" in need.reason) == (250, False)
 
 
 def test_the_span_of_restarts_is_the_longest_that_fits() -> None:
