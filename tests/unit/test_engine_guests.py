@@ -205,6 +205,18 @@ def test_a_protected_vm_is_neither_stopped_reset_nor_deleted(engine: Engine, sit
     assert verbs.stop(engine, "a", force=True, seconds=1).state is OpState.DONE
 
 
+@pytest.mark.parametrize("promised", [False, True])
+def test_a_vm_that_somebody_else_made_is_not_deleted(engine: Engine, site: FakeSite, promised: bool) -> None:
+    """Its disks are nobody's here to remove, whether it was given an allocation or not."""
+    site.world.add_vm("theirs")
+    if promised:
+        allocate(engine, "theirs", Change(cpu_quota=50))
+    before = seen(site.world)
+    with pytest.raises(RefusedError, match="did not create theirs"):
+        verbs.delete(engine, "theirs", force=True)
+    assert seen(site.world) == before
+
+
 def test_a_vm_paused_by_its_operator_stays_paused(engine: Engine, site: FakeSite) -> None:
     managed(engine, site)
     snapshots.take(engine, "a", "running")

@@ -86,6 +86,26 @@ def test_the_owner_starts_inside_its_reservation_and_nobody_else(site: FakeSite)
         assert len(comeback.due(engine).outcomes) == 1
 
 
+def test_nobody_comes_back_before_its_time(site: FakeSite) -> None:
+    add(site, "spot")
+    with small(site, 512) as engine:
+        interrupt.vms(engine, ["spot"], Rung.SAVE, back=HOUR, grace=1.0, reason="a test")
+        assert (comeback.due(engine).outcomes, set(gone(engine))) == ((), {"spot"})
+        engine.clock = lambda: 1000.0 + HOUR
+        assert [o.vm_name for o in comeback.due(engine).outcomes] == ["spot"]
+
+
+def test_who_is_protected_is_not_made_interruptible(site: FakeSite) -> None:
+    add(site, "kept", interruptible=False, protected=True)
+    with small(site, 512) as engine:
+        with pytest.raises(RefusedError, match="protected"):
+            verbs.configure(engine, "kept", interruptible=True)
+        verbs.configure(engine, "kept", priority=3)
+        record = site.world.vm("kept").record
+        assert record is not None
+        assert (record.priority, record.interruptible) == (3, False)
+
+
 def test_it_comes_back_with_what_was_predicted(site: FakeSite) -> None:
     add(site, "spot", vcpus=2)
     with small(site, 2048) as engine:
