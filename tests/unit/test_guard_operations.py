@@ -447,6 +447,15 @@ def test_a_kept_snapshot_that_cannot_go_now_holds_up_nobody(node: Node) -> None:
     assert [s.name for s in node.engine.host.machine.snapshots(node.uuid)] == ["clean"]
 
 
+def test_a_kept_snapshot_that_an_operator_deleted_is_looked_for_once(node: Node) -> None:
+    node.arm(watch(SCRATCH, snapshot_first=True, keep=100.0))
+    snapshot.delete(node.engine, "a", node.fill(20, 30, 40).kept)
+    assert len(node.engine.store.guards.kept(node.engine.facts.name)) == 1
+    node.later(100.0)
+    node.cycle()
+    assert node.engine.store.guards.kept(node.engine.facts.name) == []
+
+
 def test_an_action_that_fails_is_not_tried_again_at_once(node: Node) -> None:
     node.arm(watch("cache", resident=256 * MIB))
     node.leak()
