@@ -75,9 +75,9 @@ def test_what_a_killed_one_left_is_calmed(threads: dict[str, int]) -> None:
 def test_groups_without_a_share_have_one_meanwhile(
     tmp_path: Path, threads: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cgroup v1: refused until all groups have a share; those that had one keep it."""
+    """cgroup v1: refused until all groups have a share; an operator's stays, and what a killed hvctl left goes."""
     paths = [tmp_path / "cpu" / p for p in ("machine", "machine/vm", "machine/vm/emulator")]
-    for path, share in zip(paths, ("0", "150000", "0"), strict=True):
+    for path, share in zip(paths, ("400000", "150000", "0"), strict=True):
         path.mkdir(parents=True)
         (path / "cpu.rt_runtime_us").write_text(share)
     real = os.sched_setscheduler

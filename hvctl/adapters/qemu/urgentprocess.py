@@ -80,11 +80,12 @@ def _groups(pid: int, cgroups: Path) -> list[Path]:
 
 
 def _give(groups: list[Path]) -> list[Path]:
-    """Those that had no share and have one now. OSError: the host has none left."""
+    """Those that have a share for now. OSError: the host has none left."""
     given: list[Path] = []
     try:
         for group, share in zip(groups, (_SHARES[0], *[_SHARES[1]] * len(groups)), strict=False):
-            if (group / _SHARE).read_text().strip() == "0":
+            now = (group / _SHARE).read_text().strip()
+            if now in ("0", share):  # The latter is another hvctl's, or a killed one's: the last one takes it away.
                 (group / _SHARE).write_text(share)
                 given.append(group)
     except OSError:
