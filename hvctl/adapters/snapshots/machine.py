@@ -23,12 +23,12 @@ from hvctl.adapters.qemu.qmp import Job
 from hvctl.adapters.qemu.urgentprocess import urgent_process
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram import ramcompare, ramfile
-from hvctl.adapters.ram.layers import Writer
-from hvctl.adapters.ram.pages import PAGE, Pages
-from hvctl.adapters.ram.tracking import RamTracking, known
+from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.ram.tracking import known
 from hvctl.adapters.ram.urgency import urgent
 from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
 from hvctl.adapters.snapshots.opened import Opened
+from hvctl.adapters.snapshots.ramcopy import RamCopy
 from hvctl.adapters.snapshots.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
 from hvctl.decide.reset import binding_difference
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
@@ -54,15 +54,14 @@ class QemuMachine:
         self._facts = facts
         self._root = settings.snapshots_dir
         self._opened = Opened(settings)
-        self._writer: tuple[str, Writer] | None = None
-        self._inflations: int | None = None  # when that writer began
+        self._copy = RamCopy(settings, self._opened)
         self._greeting = Greeting()
         self._hearing = Hearing()
         self._pause = ExitStack()  # what lasts as long as the guest stands still
 
     def release(self) -> None:
         self._pause.close()
-        self._end_writer()
+        self._copy.close()
         self._greeting.close()
         self._hearing.close()
         self._opened.release()
@@ -206,65 +205,12 @@ class QemuMachine:
     def copy_ram(
         self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, live: bool = False
     ) -> int:
-        held, tracking = self._opened.inside(vm), self._opened.tracking(vm)
         if live:
-            return self._copy_live(vm, snapshot, held, tracking, tracker)
-        held = self._fitting(vm, snapshot)
-        writer, ram, inflations = self._writer_of(snapshot), self._opened.ram(vm), held.inflations()
-        # Pages that went to the balloon since they were copied are zero now, and no tracker says so.
-        quiet = inflations is not None and inflations == self._inflations
-        pages = tracking.again() if writer is not None and quiet else None
-        if writer is None or pages is None:
-            writer = self._new_writer(snapshot)
-            pages = self._differing(vm, snapshot, held, tracking, tracker)
-        writer.store(ram, pages)
-        held.alive()
-        stored = writer.finish()
-        tracking.settle(snapshot.id, inflations=inflations)
-        return stored
-
-    def _copy_live(self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind) -> int:
-        """All that is to be stored, while the guest runs; what it writes meanwhile is stored again under the pause."""
-        if held.graph.bypasses_cache:
-            return 0  # A disk read may still be on its way into pages that look clean already.
-        self._inflations = held.inflations()
-        writer, ram = self._new_writer(snapshot), self._opened.ram(vm)
-        writer.store(ram, self._differing(vm, snapshot, held, tracking, tracker))
-        return writer.rows * PAGE
-
-    def _differing(
-        self, vm: Vm, snapshot: Snapshot, held: Inside, tracking: RamTracking, tracker: TrackerKind
-    ) -> Pages:
-        """The pages in which RAM differs, or may differ, from the snapshot's parent; all that exist without one."""
-        ram = self._opened.ram(vm)
-        found = tracking.written(tracker, held.inflations())
-        if found is not None and snapshot.parent is not None:
-            base, pages = found
-            return pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.parent, ram.pages))
-        if found is None:
-            tracking.again()
-        if snapshot.parent is None:
-            data = ram.data()
-            return pg.union(*(pg.span(first, last) for first, last in data)) if data else pg.NONE
-        with snapshotlayers.chain(self._root, vm.uuid, snapshot.parent, ram.pages) as chain:
-            return ramcompare.difference(ram, chain)
+            return self._copy.live(vm, snapshot, self._opened.inside(vm), tracker)
+        return self._copy.rest(vm, snapshot, self._fitting(vm, snapshot), tracker)
 
     def patch_ram(self, vm: Vm, scratch: Snapshot, source: Snapshot, ranges: Sequence[Range] | None) -> int:
-        """Bytes. Before anything is restored: the scratch layer gets these ranges (None: all) of `source`'s RAM."""
-        held, ram = self._fitting(vm, scratch), self._opened.ram(vm)
-        with snapshotlayers.chain(self._root, vm.uuid, source.id, ram.pages) as chain:
-            pages = pg.span(0, ram.pages)
-            if ranges is not None:
-                spans = [devicetree.host_range(held.qmp, r) for r in ranges]
-                pages = pg.union(*(ram.pages_at(first, last) for first, last in spans))
-            writer = self._writer_of(scratch)
-            if writer is None:
-                raise HvctlError("the scratch copy of RAM is not there.")
-            writer.put(pages, chain.locate(pages))
-        writer.finish()
-        # RAM is as before, and so no more that of the layer.
-        self._opened.tracking(vm).settle(scratch.id, pages, inflations=held.inflations())
-        return pages.size * PAGE
+        return self._copy.patch(vm, scratch, source, ranges, self._fitting(vm, scratch))
 
     def publish(self, snapshot: Snapshot) -> None:
         folder = snapshotfolder.folder_of(self._root, snapshot)
@@ -346,8 +292,7 @@ class QemuMachine:
             )
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
-        if self._writer_of(snapshot):
-            self._end_writer()
+        self._copy.forget(snapshot)
         Deletion(self._root, self._opened).drop(vm, snapshot)
 
     # --- how
@@ -363,23 +308,6 @@ class QemuMachine:
                 f"take a new one: hvctl snapshot take {vm.name}",
             )
         return held
-
-    def _new_writer(self, snapshot: Snapshot) -> Writer:
-        self._end_writer()
-        folder = snapshotfolder.folder_of(self._root, snapshot)
-        pages, based = snapshot.ram_size // PAGE, snapshot.parent is not None
-        limit = snapshotlayers.free(self._root, self._settings.snapshot_budget) - self._settings.memory_margin
-        writer = Writer(folder, pages, base=based, limit=limit)
-        self._writer = (snapshot.id, writer)
-        return writer
-
-    def _writer_of(self, snapshot: Snapshot) -> Writer | None:
-        return self._writer[1] if self._writer is not None and self._writer[0] == snapshot.id else None
-
-    def _end_writer(self) -> None:
-        if self._writer is not None:
-            self._writer[1].close()
-        self._writer = None
 
 
 def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
