@@ -72,33 +72,6 @@ def test_what_a_killed_one_left_is_calmed(threads: dict[str, int]) -> None:
     assert policies(threads)["CPU 0/TCG"] == os.SCHED_RR
 
 
-def test_groups_without_a_share_have_one_meanwhile(
-    tmp_path: Path, threads: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cgroup v1: refused until all groups have a share; an operator's stays, and what a killed hvctl left goes."""
-    paths = [tmp_path / "cpu" / p for p in ("machine", "machine/vm", "machine/vm/emulator")]
-    for path, share in zip(paths, ("400000", "150000", "0"), strict=True):
-        path.mkdir(parents=True)
-        (path / "cpu.rt_runtime_us").write_text(share)
-    real = os.sched_setscheduler
-    monkeypatch.setattr("hvctl.adapters.qemu.urgentprocess._groups", lambda pid, root: paths)
-
-    def shares() -> list[str]:
-        return [(p / "cpu.rt_runtime_us").read_text() for p in paths]
-
-    def refuse(pid: int, policy: int, parameters: os.sched_param) -> None:
-        if policy == OURS and "0" in shares():
-            raise PermissionError
-        real(pid, policy, parameters)
-
-    monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    with urgent_process(threads["main"], tmp_path):
-        assert os.sched_getscheduler(threads["main"]) == OURS
-        assert shares() == ["400000", "150000", "200000"]
-    assert shares() == ["0", "150000", "0"]
-    assert os.sched_getscheduler(threads["main"]) == os.SCHED_OTHER
-
-
 def test_where_it_is_not_allowed_and_where_it_is_gone_it_is_left(
     threads: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

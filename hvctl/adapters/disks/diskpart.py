@@ -10,6 +10,7 @@ from hvctl.adapters.disks import diskseat, diskspare, diskswap
 from hvctl.adapters.disks.diskfiles import Files, identity
 from hvctl.adapters.disks.diskseat import Sight
 from hvctl.adapters.disks.diskspare import Plan
+from hvctl.adapters.kernel.awake import awake
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.qemu.urgentprocess import urgent_process
 from hvctl.adapters.ram.urgency import urgent
@@ -44,7 +45,7 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
     extent = None if range is None else (range.start, range.end)
     if plan is None or (plan.tag, plan.extent) != (snapshot.tag, extent):
         raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.", "hvctl recover")
-    with urgent_process(held.process.pid), urgent():
+    with awake(), urgent_process(held.process.pid), urgent():
         done = diskswap.restore_disk(held.qmp, plan)
     held.forget()
     stages = {name: ms / 1000 for name, ms in done.stages}

@@ -14,30 +14,24 @@ from typing import Final
 _OURS: Final = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 _LOWEST: Final = os.sched_param(1)
 _VCPU: Final = "CPU "  # how QEMU names the threads of vCPUs: these stand still
-# A cgroup v1 of a kernel with RT_GROUP_SCHED must be given a share of real time, or none of its threads may have any.
-_SHARE: Final = "cpu.rt_runtime_us"
-_SHARES: Final = ("400000", "200000")  # microseconds of each second: of libvirt's group, and of a VM and what is below
 
 
 @contextmanager
-def urgent_process(pid: int, cgroups: Path = Path("/sys/fs/cgroup")) -> Iterator[None]:
+def urgent_process(pid: int) -> Iterator[None]:
     """All threads of a QEMU process but those of vCPUs and those that an operator gave a policy; where that is not
-    allowed they wait for their turn as before."""
-    given: list[Path] = []
+    allowed they wait for their turn as before.
+
+    A kernel with RT_GROUP_SCHED allows it only in a cgroup that has a share of real time, and libvirt's have none. None
+    is given to them: what runs there is counted from one pause to the next, and stops for up to a second when the share
+    is used up, amid a pause.
+    """
     first: list[int] = []  # by this call: one around it has others
     try:
         with suppress(OSError):
-            try:
-                _put_first(pid, first)
-            except PermissionError:
-                given = _give(_groups(pid, cgroups))
-                _put_first(pid, first)
+            _put_first(pid, first)
         yield
     finally:
         _calm(first)
-        for group in reversed(given):
-            with suppress(OSError):  # Somebody below it has a share now: it stays.
-                (group / _SHARE).write_text("0")
 
 
 def calm(pid: int) -> None:
@@ -66,31 +60,3 @@ def _threads(pid: int) -> list[int]:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - the names are all that is needed
     except OSError:
         return []
-
-
-def _groups(pid: int, cgroups: Path) -> list[Path]:
-    """The groups that a process is in, outermost first, without the root; none where cgroup v1 has no such shares."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "cpu" in controllers.split(","):
-            parts = Path(path).parts[1:]
-            groups = [(cgroups / "cpu").joinpath(*parts[: n + 1]) for n in range(len(parts))]
-            return groups if all((g / _SHARE).exists() for g in groups) else []
-    return []
-
-
-def _give(groups: list[Path]) -> list[Path]:
-    """Those that have a share for now. OSError: the host has none left."""
-    given: list[Path] = []
-    try:
-        for group, share in zip(groups, (_SHARES[0], *[_SHARES[1]] * len(groups)), strict=False):
-            now = (group / _SHARE).read_text().strip()
-            if now in ("0", share):  # The latter is another hvctl's, or a killed one's: the last one takes it away.
-                (group / _SHARE).write_text(share)
-                given.append(group)
-    except OSError:
-        for group in reversed(given):
-            with suppress(OSError):
-                (group / _SHARE).write_text("0")
-        raise
-    return given

@@ -17,6 +17,7 @@ from hvctl.adapters.disks import diskpart
 from hvctl.adapters.guest.greeting import Greeting, quiet
 from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
+from hvctl.adapters.kernel.awake import awake
 from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.qemu.qmp import Job
@@ -112,6 +113,7 @@ class QemuMachine:
         if snapshot is not None:
             self._foresee(vm, snapshot)
         heap.foresee(held.process.pid)
+        self._pause.enter_context(awake())
         self._pause.enter_context(urgent_process(held.process.pid))
         held.look()
 
