@@ -146,6 +146,16 @@ def test_a_leak_is_answered_before_it_is_at_the_limit() -> None:
     assert made.chosen.benefit == pytest.approx(100.0), "a hundred units fewer are a hundred seconds later"
 
 
+def test_it_cools_down_to_the_very_second() -> None:
+    leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
+    rules = policy("cache", threshold=60.0, horizon=600.0, cool_down=80.0)
+
+    def after(seconds: float) -> Verdict:
+        return decide(GuardFacts("a", NOW, (leak,)), rules, GuardMemory({}, NOW - seconds, "cache")).verdict
+
+    assert [after(79.0), after(80.0)] == [Verdict.COOLING, Verdict.ACTS]
+
+
 def test_what_nobody_has_measured_lately_is_not_known() -> None:
     leak = Measure("resident", "bytes", rising(1.0), 300.0, after={"cache": 10.0})
     rules = policy("cache", threshold=1.0, horizon=600.0, window=100.0)
