@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hvctl.adapters.ram.urgency import is_urgent, urgent
+from hvctl.adapters.kernel.urgency import is_urgent, urgent
 
 
 def allowed() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvctl.adapters.qemu.urgentprocess import calm, urgent_process
+from hvctl.adapters.kernel.urgency import calm, urgent_process
 
 OURS = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 # A main thread, a vCPU's and one that an operator gave a policy; each says its number.

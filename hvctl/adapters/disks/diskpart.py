@@ -11,9 +11,8 @@ from hvctl.adapters.disks.diskfiles import Files, identity
 from hvctl.adapters.disks.diskseat import Sight
 from hvctl.adapters.disks.diskspare import Plan
 from hvctl.adapters.kernel.awake import awake
+from hvctl.adapters.kernel.urgency import urgent, urgent_process
 from hvctl.adapters.qemu.inside import Inside
-from hvctl.adapters.qemu.urgentprocess import urgent_process
-from hvctl.adapters.ram.urgency import urgent
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.vm import Disk, Process, Vm

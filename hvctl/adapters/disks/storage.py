@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvctl.adapters.disks import diskplace, diskspace
+from hvctl.adapters.disks.diskfiles import sync
 from hvctl.adapters.guest import pulse
 from hvctl.adapters.images.imagestore import IMAGE_LINK
 from hvctl.adapters.qemu import qemuimg
@@ -68,8 +69,9 @@ class FolderStorage:
             self._make_disk(disk)
         if spec.pulse is not None:
             self._make_pulse(Path(spec.pulse))
-        _sync(folder)
-        _sync(self._vms)
+        # A VM that is acknowledged has its files after a power failure, too: the names are written, not only the bytes.
+        sync(folder)
+        sync(self._vms)
 
     def _make_folders(self, folder: Path) -> None:
         for path in (self._vms.parent, self._vms, folder):
@@ -160,15 +162,6 @@ class FolderStorage:
             raise RefusedError(
                 f"there is another disk already at {path}.", "look at it, and remove it if it is not needed"
             )
-
-
-def _sync(folder: Path) -> None:
-    """A VM that is acknowledged has its files after a power failure, too: the names are written, not only the bytes."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_uuid(text: str) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from hvctl.adapters.kernel.processhold import held
+from hvctl.adapters.kernel.urgency import calm
 from hvctl.adapters.qemu import blockgraph, devicetree
 from hvctl.adapters.qemu.blockgraph import Graph
 from hvctl.adapters.qemu.qmp import Command, Qmp
-from hvctl.adapters.qemu.urgentprocess import calm
 from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.snapshot import Binding
 from hvctl.model.vm import Process, Vm

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hvctl.adapters.ram.urgency import is_urgent, urgent
+from hvctl.adapters.kernel.urgency import is_urgent, urgent
 from hvctl.errors import HvctlError
 
 PAGE: Final = 4096

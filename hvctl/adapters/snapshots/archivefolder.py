@@ -18,6 +18,7 @@ from typing import Final
 
 from hvctl import codec
 from hvctl.adapters.atomicfile import replace_file
+from hvctl.adapters.disks.diskfiles import sync
 from hvctl.errors import HvctlError, NotFoundError, RefusedError
 from hvctl.model.archive import FORMAT, Archive, SavedFile
 
@@ -75,9 +76,9 @@ def publish(folder: Path, identity: str) -> None:
         return
     if os.path.lexists(folder):
         raise RefusedError(f"{folder} is there already.", "name a folder that is not there yet")
-    _sync(part)
+    sync(part)
     part.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def remove(part: Path) -> None:
@@ -220,11 +221,3 @@ def _digest(fd: int) -> tuple[int, str]:
 
 def _damaged(folder: Path, how: str) -> RefusedError:
     return RefusedError(f"the saved snapshot {folder} is damaged: {how}.", "it cannot be loaded; use another one")
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

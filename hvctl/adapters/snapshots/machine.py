@@ -18,15 +18,14 @@ from hvctl.adapters.guest.greeting import Greeting, quiet
 from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.kernel.awake import awake
+from hvctl.adapters.kernel.urgency import urgent, urgent_process
 from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.qemu.qmp import Job
-from hvctl.adapters.qemu.urgentprocess import urgent_process
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram import ramcompare, ramfile
 from hvctl.adapters.ram.pages import PAGE
 from hvctl.adapters.ram.tracking import known
-from hvctl.adapters.ram.urgency import urgent
 from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
 from hvctl.adapters.snapshots.opened import Opened
 from hvctl.adapters.snapshots.ramcopy import RamCopy

@@ -1,6 +1,5 @@
-"""Puts the QEMU of a paused guest before all others of the host, as `urgency` does with the thread that holds it:
-most of a pause is work of QEMU itself, and on a busy host that would mostly wait for a processor.
-"""
+"""Puts the thread that holds a guest paused, and the guest's QEMU, before all others of the host: where that is busy, a
+pause of some milliseconds of work would be mostly waiting for a processor."""
 
 from __future__ import annotations
 
@@ -10,10 +9,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-# The flag tells ours from what an operator asks of libvirt (<emulatorsched>), which never sets it.
-_OURS: Final = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+# What it starts meanwhile is not urgent, whatever it is; and the flag tells ours from what an operator asks of libvirt
+# (<emulatorsched>), which never sets it.
+_POLICY: Final = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 _LOWEST: Final = os.sched_param(1)
 _VCPU: Final = "CPU "  # how QEMU names the threads of vCPUs: these stand still
+
+
+@contextmanager
+def urgent() -> Iterator[None]:
+    """Of this thread; where that is not allowed, it waits for its turn as before."""
+    try:
+        policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, _POLICY, _LOWEST)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+def is_urgent() -> bool:
+    return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
 
 
 @contextmanager
@@ -42,7 +61,7 @@ def calm(pid: int) -> None:
 def _calm(threads: list[int]) -> None:
     for thread in threads:
         with suppress(OSError):
-            if os.sched_getscheduler(thread) == _OURS:
+            if os.sched_getscheduler(thread) == _POLICY:
                 os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
@@ -51,7 +70,7 @@ def _put_first(pid: int, first: list[int]) -> None:
         with suppress(FileNotFoundError, ProcessLookupError):  # It ended just now.
             name = Path(f"/proc/{pid}/task/{thread}/comm").read_text()
             if not name.startswith(_VCPU) and os.sched_getscheduler(thread) == os.SCHED_OTHER:
-                os.sched_setscheduler(thread, _OURS, _LOWEST)
+                os.sched_setscheduler(thread, _POLICY, _LOWEST)
                 first.append(thread)
 
 
