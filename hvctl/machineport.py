@@ -11,6 +11,9 @@ from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Vm
 
+Load = tuple[Snapshot, Sequence[str] | None]
+"""The arguments of a load_state: which state, and the disks."""
+
 
 class Machine(Protocol):
     """The inside of one QEMU process: device state, disks' internal snapshots and guest RAM.
@@ -104,9 +107,11 @@ class Machine(Protocol):
     def publish(self, snapshot: Snapshot) -> None: ...
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
-    ) -> Restored:
-        """Make guest RAM equal to the snapshot. after_load: the second pass, which takes back what a load touched."""
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,
+        after_load: bool = False,
+    ) -> Restored:  # fmt: skip
+        """Make guest RAM equal to the snapshot. load: the load_state that must be called next, so that QEMU may hear of
+        it meanwhile. after_load: the second pass, which takes back what a load touched."""
         ...
 
     def audit(self, vm: Vm, snapshot: Snapshot) -> int:

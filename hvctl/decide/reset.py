@@ -235,9 +235,10 @@ def going_on(vm: Vm, snapshot: Snapshot, wishes: Wishes, record: Record) -> tupl
 
 
 def _load(ram: Snapshot, state: Snapshot, nodes: tuple[str, ...] | None, wishes: Wishes) -> list[Step]:
+    load = LoadState(state, nodes)
     steps: list[Step] = [
-        RestoreRam(ram, tracker=wishes.tracker),
-        LoadState(state, nodes),
+        RestoreRam(ram, tracker=wishes.tracker, then=load),
+        load,
         RestoreRam(ram, tries=2, tracker=wishes.tracker),
     ]
     return [*steps, *([Audit(ram, state, nodes)] if wishes.audit else []), Enter(Phase.COMMITTED)]

@@ -70,8 +70,9 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
         case p.DropTags(uuid, tags):
             gone = machine.drop_tags(vm(uuid), tags)
             return Applied(facts={"tags": len(gone), "bytes": sum(t.bytes for t in gone)})
-        case p.RestoreRam(snapshot, tries, tracker):
-            done = machine.restore_ram(vm(snapshot.vm_uuid), snapshot, tracker, after_load=tries > 1)
+        case p.RestoreRam(snapshot, tries, tracker, then):
+            load = (then.snapshot, then.nodes) if then is not None else None
+            done = machine.restore_ram(vm(snapshot.vm_uuid), snapshot, tracker, load=load, after_load=tries > 1)
             facts: dict[str, Any] = {
                 "pages": done.pages,
                 "bytes": done.bytes,

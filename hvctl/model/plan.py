@@ -235,11 +235,13 @@ class DropTags:
 @dataclass(frozen=True, slots=True)
 class RestoreRam:
     """Write every page of guest RAM that differs from the snapshot. tries counts the passes of one reset:
-    the first makes RAM right for the state load, the second takes back what the load touched."""
+    the first makes RAM right for the state load, the second takes back what the load touched. then: the load that
+    follows the first one, of which QEMU may hear meanwhile."""
 
     snapshot: Snapshot
     tries: int = 1
     tracker: TrackerKind = TrackerKind.AUTO
+    then: LoadState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
 from hvctl.model.awaysteps import Notice
-from hvctl.model.plan import Step
+from hvctl.model.plan import LoadState, Step
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import VmSpec
@@ -40,6 +40,8 @@ def _shown(name: str, value: Any) -> str:
             return value.name
         case Range():
             return format_range(value)
+        case LoadState():
+            return ""
         case Notice():
             return f"{value.event} ({value.how})"
         case TrackerKind():

@@ -353,16 +353,18 @@ def test_the_tag_goes_from_the_overlay_when_qemu_is_gone(
 
 
 def test_what_a_killed_hvctl_left_is_cleared(outside: RealOutside, machine: QemuMachine, vm: Vm) -> None:
-    """The switch that leaves RAM out still on, and a finished job not dismissed."""
+    """The switch that leaves RAM out still on, and a finished job not dismissed: whoever is inside next clears both."""
     snapshot = outside.snapshot(vm, "torn")
     machine.prepare(vm, snapshot)
     machine.release()
     ask(vm, "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
     ask(vm, "snapshot-delete", {"job-id": "hvctl-job", "tag": "none", "devices": [snapshot.vmstate_node]})
     assert not capability_is_off(vm)
-    machine.drop(vm, snapshot)
+    assert machine.binding(vm).process == vm.process
+    machine.release()
     assert capability_is_off(vm)
     assert ask(vm, "query-jobs") == []
+    machine.drop(vm, snapshot)
     assert not Path(snapshot.folder).exists()
 
 

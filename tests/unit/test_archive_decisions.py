@@ -124,11 +124,15 @@ def test_a_document_tells_what_the_guest_sees() -> None:
 def test_what_is_set_for_all_devices_of_a_kind_counts_as_devices() -> None:
     """Their state is another one, and QEMU would find that out in the middle of a load."""
     arguments = "<qemu:arg value='-global'/><qemu:arg value='virtio-blk-pci.disable-modern=on'/>"
+    arguments += "<qemu:arg value='-machine'/><qemu:arg value='i8042=off'/>"
     other = DOCUMENT.replace("<domain>", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>")
-    other = other.replace("<devices>", "<features><smm state='off'/></features><devices>")
+    other = other.replace("<devices>", "<features><vmport state='off'/><smm state='off'/></features><devices>")
+    timers = "<timer name='rtc' tickpolicy='catchup'/><timer name='hpet' present='no'/>"
+    other = other.replace("<devices>", f"<clock offset='utc'>{timers}</clock><devices>")
     other = other.replace("</domain>", f"<qemu:commandline>{arguments}</qemu:commandline></domain>")
     after = board(other.format(cpu="", slot="0x03", tap=""))[2]
-    assert set(after) - set(board(document())[2]) == {"global virtio-blk-pci.disable-modern=on", "smm off"}
+    set_for_all = {"global virtio-blk-pci.disable-modern=on", "machine i8042=off", "smm off", "vmport off", "hpet no"}
+    assert set(after) - set(board(document())[2]) == set_for_all
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,14 @@ class Peer:
                 raise EOFError
             self._unread += data.decode()
 
+    def await_unread(self, end: str) -> None:
+        """Until what came and is no whole command yet ends so."""
+        while not self._unread.endswith(end):
+            data = self._connection.recv(1 << 16)
+            if not data:
+                raise EOFError
+            self._unread += data.decode()
+
     def greet(self) -> None:
         self.say(GREETING)
         self.answer({})
@@ -94,8 +102,10 @@ def served(script: Script) -> Iterator[tuple[str, list[Peer]]]:
 
         thread = threading.Thread(target=play)
         thread.start()
-        yield path, peers
-        thread.join()
+        try:
+            yield path, peers
+        finally:
+            thread.join()
 
 
 def talk(script: Script, deadline: float = 20.0) -> list[dict[str, Any]]:
@@ -310,6 +320,56 @@ def test_a_job_that_runs_in_the_main_loop_is_one_exchange() -> None:
             qmp.dismiss()
             qmp.dismiss()
     assert [m["execute"] for m in peers[0].heard][-2:] == [row[-1], "job-dismiss"]
+
+
+def test_a_job_that_was_begun_is_read_before_it_is_given() -> None:
+    """QEMU does what comes before it at once and has all of it but its end, so that a death leaves no order."""
+    on, load = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}, {"tag": "t", "devices": ["a"]}
+    begun = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.greet()
+        for dismissed in (False, True):
+            if dismissed:
+                peer.answer({})
+            peer.answer({})
+            assert peer.heard[-1]["arguments"] == on
+            peer.await_unread('"devices":["a"]}')
+            begun.set()
+            peer.answer({})
+            peer.answer(job_state("concluded"))
+            peer.answer({"status": "paused"})
+        peer.answer({})
+        peer.wait_for_end()
+
+    with served(script) as (path, peers):
+        with Qmp(path, 20.0) as qmp:
+            for _ in range(2):
+                begun.clear()
+                qmp.begin("snapshot-load", load, before=[("migrate-set-capabilities", on)])
+                assert begun.wait(20)
+                told = qmp.job("snapshot-load", load, 20.0, before=[("stop", {})], after=[("query-status", {})])
+                assert told == [{"status": "paused"}]
+            qmp.dismiss()
+    row = ["migrate-set-capabilities", "snapshot-load", "query-jobs", "query-status", "job-dismiss"]
+    assert [m["execute"] for m in peers[0].heard[1:]] == [*row, *row]
+    assert peers[0].heard[2]["arguments"] == {"job-id": JOB_ID, **load}
+
+
+def test_what_is_begun_is_never_given_by_another_command() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.answer({})
+        peer.wait_for_end()
+
+    with served(script) as (path, peers):
+        with Qmp(path, 20.0) as qmp:
+            qmp.begin("snapshot-load", {"tag": "t"}, before=[("stop", {})])
+            with pytest.raises(UnreachableError):
+                qmp.execute("query-status")
+            with pytest.raises(UnreachableError):
+                qmp.job("snapshot-load", {"tag": "t"}, 20.0)
+    assert [m["execute"] for m in peers[0].heard[1:]] == ["stop"]
 
 
 def test_what_happens_unasked_is_heard_before_the_next_answer() -> None:

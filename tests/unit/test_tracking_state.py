@@ -33,6 +33,15 @@ class Place:
     def hvctl(self, process: Process | None = None, ram: GuestRam | None = None) -> RamTracking:
         while self.opened:
             self.opened.pop().close()
+        return self._open(process, ram)
+
+    def after_death(self) -> RamTracking:
+        """The next hvctl, after one that was killed."""
+        while self.opened:
+            self.opened.pop().let_go()
+        return self._open(None, None)
+
+    def _open(self, process: Process | None, ram: GuestRam | None) -> RamTracking:
         self.opened.append(RamTracking(self.folder, process or self.process, ram or self.guest.ram))
         return self.opened[-1]
 
@@ -83,16 +92,34 @@ def test_who_dies_between_asking_and_saying_leaves_nothing_known(place: Place) -
         try:
             tracking.written(AUTO, 0)
             tracking.settle("b", inflations=0)
+            tracking.close()
             done = True
         except DiedError:
             done = False
         place.kernel.fuse = None
-        later = written(place.hvctl())
+        later = written(place.after_death())
         assert later in ((("b", []),) if done else (None, ("a", [3, 4]), ("b", []))), deaths
         if done:
             break
     assert done
     assert deaths > 4, "it died before and after each effect"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_made_ready_for_a_pause_that_never_came_is_still_known(place: Place, killed: bool) -> None:
+    """Unless it was killed there: then it may have asked."""
+    place.armed()
+    place.kernel.write(3, 2, 7)
+    tracking = place.hvctl()
+    tracking.claim()
+    said = tracking.expected(AUTO)
+    assert said is not None
+    assert said[1].tolist() == [3, 4]
+    state = known(place.folder, place.process)
+    assert state is not None
+    assert state.base is None
+    later = place.after_death() if killed else place.hvctl()
+    assert written(later) == (None if killed else ("a", [3, 4]))
 
 
 @pytest.mark.parametrize("pages", [[], [0], [5, 6, 39]])
@@ -138,7 +165,7 @@ def test_carried_pages_that_cannot_be_read_are_nothing_known(place: Place, damag
     ],
 )
 def test_only_what_is_of_this_very_process_and_ram_counts(place: Place, change: str, counts: bool) -> None:
-    place.armed()
+    place.armed().close()
     path = place.folder / STATE
     state = codec.load_json(Tracking, path.read_bytes())
     process = place.process
@@ -253,7 +280,7 @@ def test_a_tracker_counts_only_once_it_has_passed_its_probe(place: Place, monkey
             except DiedError:
                 died = True
             place.kernel.fuse = None
-            later = place.hvctl()
+            later = place.after_death()
             later.arm(AUTO)
             assert later.state.kind is COMPARE
             later.settle("a", inflations=0)
@@ -314,7 +341,7 @@ def test_who_dies_while_a_snapshot_goes_leaves_the_old_or_nothing(place: Place) 
             died = True
         place.kernel.fuse = None
         whole = ("parent", [2, 3, 9])
-        assert written(place.hvctl()) in ((None, ("child", [9]), whole) if died else (whole,))
+        assert written(place.after_death()) in ((None, ("child", [9]), whole) if died else (whole,))
         if not died:
             break
     assert deaths > 3

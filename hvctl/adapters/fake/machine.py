@@ -13,6 +13,7 @@ from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import RAM_BYTES, FakeVm, File, Part, Prepared, World
 from hvctl.adapters.libvirt.domainxml_read import board
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError
+from hvctl.machineport import Load
 from hvctl.model.archive import Difference, DiskDifference, Hardware, RegionDifference
 from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
@@ -194,8 +195,9 @@ class FakeMachine:
             world.files[inner.manifest_path(snapshot)] = File(Part(codec.dump_json(whole).decode()))
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
-    ) -> Restored:
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,  # noqa: ARG002
+        after_load: bool = False,
+    ) -> Restored:  # fmt: skip
         with self._file.call("restore_ram", vm.uuid) as world:
             inside = inner.paused(world, vm, snapshot)
             stored, before, kind = inner.stored(world, snapshot), inside.ram.text, inner.tracked_by(inside, tracker)

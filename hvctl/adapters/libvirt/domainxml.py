@@ -58,7 +58,9 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     Machine `pc`: no root ports and no AHCI, so fewer devices whose state a snapshot holds; it boots as fast as q35 (4 s
     emulated, both). Every vCPU but the first is hot-pluggable, or libvirt could not take back those there at boot.
     A guest that crashed is kept, since a warm reset can bring it back. There is no system management mode, which only
-    UEFI with secure boot needs: emulated, it has a map of memory of its own, and each costs as much as the other.
+    UEFI with secure boot needs: emulated, it has a map of memory of its own, and each costs as much as the other. Nor
+    are there an HPET (a guest without it takes the ACPI timer), a VMware port and a PS/2 controller, which nobody has
+    a keyboard for: each is state that every reset makes anew.
     Disks run with cache='unsafe': they are overlays to throw away, and every stop and state load flushes them; a host
     that loses power loses what they held.
     """
@@ -85,10 +87,11 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
+    _add(features, "vmport", state="off")
     _add(features, "smm", state="off")
     # Emulated, `maximum` is what QEMU emulates at best: with RDRAND, which seeds the guest's random generator at boot.
     _add(domain, "cpu", mode="host-passthrough" if spec.accel is Accel.KVM else "maximum")
-    _add(domain, "clock", offset="utc")
+    _add(_add(domain, "clock", offset="utc"), "timer", name="hpet", present="no")
     _add(domain, "on_poweroff", "destroy")
     _add(domain, "on_reboot", "restart")
     _add(domain, "on_crash", "preserve")
@@ -113,6 +116,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     _add(rng, "backend", "/dev/urandom", model="random")
     _add_owner(domain, owner)
     _add_arguments(domain, *(word for setting in _SMALL_STATE for word in ("-global", setting)))
+    _add_arguments(domain, "-machine", "i8042=off")
     _add_kernel(domain, spec)
     _add_monitor(domain, spec.monitor)
     etree.indent(domain, space="  ")

@@ -58,8 +58,12 @@ def board(xml: str) -> tuple[str, str, tuple[str, ...]]:
     devices that have a place in the machine, with what is set for all of a kind."""
     root = parse(xml)
     seats = [_seat(d) for d in root.iterfind("devices/*") if d.find("address") is not None]
-    seats += [f"{option.lstrip('-')} {value}" for option, value in _arguments(root) if option == "-global"]
-    seats += [f"smm {smm.get('state', 'on')}" for smm in root.iterfind("features/smm")]
+    options = [o for o in _arguments(root) if o[0] in ("-global", "-machine")]
+    seats += [f"{option.lstrip('-')} {value}" for option, value in options]
+    seats += [
+        f"{f.tag} {f.get('state', 'on')}" for kind in ("smm", "vmport") for f in root.iterfind(f"features/{kind}")
+    ]
+    seats += [f"hpet {t.get('present', 'yes')}" for t in root.iterfind("clock/timer[@name='hpet']")]
     devices = tuple(sorted(seats))
     machine = root.find("os/type")
     cpu = root.find("cpu")

@@ -33,6 +33,7 @@ _LOOKS: Final[tuple[Command, ...]] = (
     ("query-block", {}),
     devicetree.QUESTIONS[0],
 )
+_LEFT_OUT: Final = "x-ignore-shared"
 _INFLATE_QUEUE: Final = 0  # of virtio-balloon, by the virtio standard
 
 
@@ -157,6 +158,12 @@ class Inside:
         self._counted = int(answers[0]["last-avail-idx"]) if answers else None if self._untold else 0
 
 
+def leave_out_ram(on: bool) -> Command:
+    """Have saves and loads leave guest RAM out that is in a shared file. libvirt does not know of it: with it on, its
+    own saves and migrations would silently be without RAM."""
+    return "migrate-set-capabilities", {"capabilities": [{"capability": _LEFT_OUT, "state": on}]}
+
+
 def _shape(answers: Sequence[Any]) -> tuple[Any, ...]:
     """What of query-jobs, query-block and the devices must not change between the first look and the pause."""
     jobs, block, devices = answers[:3]
@@ -173,8 +180,11 @@ def inside(vm: Vm, deadline: float, own_folder: Path) -> Iterator[Inside]:
     with ExitStack() as stack:
         alive = stack.enter_context(held(vm.process, vm.name))
         qmp = stack.enter_context(Qmp(vm.monitor, deadline, vm.process.pid))
-        # What a killed hvctl may have left: a concluded job keeps its id, an urgent process its policy.
+        # What a killed hvctl may have left: a concluded job keeps its id, the switch of a load is on, an urgent process
+        # has its policy.
         qmp.dismiss_jobs()
+        if {"capability": _LEFT_OUT, "state": True} in qmp.execute("query-migrate-capabilities"):
+            qmp.execute(*leave_out_ram(False))
         calm(vm.process.pid)
         yield Inside(vm, vm.process, qmp, alive, own_folder)
         with suppress(HvctlError):

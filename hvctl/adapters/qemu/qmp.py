@@ -39,6 +39,7 @@ Query = Literal[
     "query-memdev",
     "query-memory-devices",
     "query-migrate",
+    "query-migrate-capabilities",
     "query-named-block-nodes",
     "query-status",
     "query-version",
@@ -66,9 +67,30 @@ _T = TypeVar("_T")
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
+class _Beginning(Message):
+    """A command of which all but the end is sent."""
+
+
 class _Client(QMPClient):
     """Without its log of every message: that is formatted whether or not anybody reads it, and takes most of the time
     of an exchange. And with shorter names of commands: QEMU reads byte by byte, at some microseconds each."""
+
+    _begun = b""
+
+    async def begin(self, command: str, arguments: Mapping[str, object]) -> None:
+        await self._outgoing.put(_Beginning(self.make_execute_msg(command, arguments)))
+        await self._outgoing.join()
+
+    def _do_send(self, msg: Message) -> None:
+        order = bytes(msg)
+        if isinstance(msg, _Beginning):
+            order = self._begun = order[:-1]
+        elif not order.startswith(self._begun):
+            raise ConnectionError("another command was begun")
+        else:
+            order, self._begun = order[len(self._begun) :], b""
+        assert self._writer is not None
+        self._writer.write(order)
 
     def _get_exec_id(self) -> str:
         return str(super()._get_exec_id()).removeprefix("__qmp#").lstrip("0") or "0"
@@ -93,9 +115,10 @@ class Qmp:
         self._pid = pid
         self._loop: asyncio.AbstractEventLoop
         self._socket: socket.socket
-        self._client: QMPClient
+        self._client: _Client
         self._unasked = EventListener(UNASKED)
         self._concluded = False
+        self._ahead: list[asyncio.Future[object]] | None = None  # of a job that is begun
 
     def __enter__(self) -> Qmp:
         self._socket = _connected(self._path, self._deadline, self._pid)
@@ -139,6 +162,19 @@ class Qmp:
         others."""
         return self._exchange(commands, self._deadline)
 
+    def begin(self, command: Job, arguments: Mapping[str, object], before: Sequence[Command] = ()) -> None:
+        """Have QEMU do what comes before a job, and read all of the command but its end, while the caller does
+        something else; `job` with these arguments must be what is called next, and gives the end. Until then the
+        command is none: if nobody gives it, nothing happens. UnreachableError: the session is over."""
+
+        async def send() -> None:
+            commands = [*self._dismissal(), *map(_checked, before)]
+            self._ahead = [asyncio.ensure_future(self._client.execute(c, a)) for c, a in commands]
+            await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
+            await self._client.begin(*_checked(_start(command, arguments)))
+
+        self._run(send, command, self._deadline)
+
     def job(
         self,
         command: Job,
@@ -150,14 +186,12 @@ class Qmp:
         """Run a job to its end. GuestError: it failed, in QEMU's words. DeadlineError: not over after `seconds`, the
         result is unknown.
 
-        Commands for right before and right after may be given, the answers to the latter are returned: all of it is one
-        exchange with QEMU. Each command waits for a turn of QEMU's main loop, in which such a job runs and is queued
-        first; so what comes second after its start comes after its end."""
-        start: tuple[str, Mapping[str, object]] = (command, {"job-id": JOB_ID, **arguments})
-        dismiss = [_DISMISS] if self._concluded else []
-        self._concluded = False
-        answers = self._exchange([*dismiss, *before, start, ("query-jobs", {}), *after], seconds)
-        answers = answers[len(dismiss) + len(before) + 1 :]
+        Commands for right before, unless the job was begun with them, and for right after may be given, the answers to
+        the latter are returned: all of it is one exchange with QEMU. Each command waits for a turn of QEMU's main loop,
+        in which such a job runs and is queued first; so what comes second after its start comes after its end."""
+        first = [*self._dismissal(), *before] if self._ahead is None else []
+        answers = self._exchange([*first, _start(command, arguments), ("query-jobs", {}), *after], seconds)
+        answers = answers[-len(after) - 1 :]
         job = _own(answers[0])
         if job["status"] != "concluded":
             if not self.until("JOB_STATUS_CHANGE", lambda: self._own_job(seconds)["status"] == "concluded", seconds):
@@ -201,6 +235,10 @@ class Qmp:
                 arrived.clear()
             return True
 
+    def _dismissal(self) -> Sequence[Command]:
+        concluded, self._concluded = self._concluded, False
+        return [_DISMISS] if concluded else []
+
     def _own_job(self, seconds: float) -> Mapping[str, Any]:
         return _own(self._execute("query-jobs", None, seconds))
 
@@ -210,11 +248,12 @@ class Qmp:
         async def ask() -> list[Any]:
             # Empty arguments are more to read, and say nothing.
             sent = (self._client.execute(c, a or None) for c, a in checked)
-            answers = await asyncio.gather(*sent, return_exceptions=True)
+            ahead, self._ahead = self._ahead or [], None
+            answers = await asyncio.gather(*ahead, *sent, return_exceptions=True)
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
-            return answers
+            return answers[len(ahead) :]
 
         return self._run(ask, commands[0][0], seconds)
 
@@ -237,6 +276,10 @@ class Qmp:
         except (QMPError, EOFError, OSError, AssertionError) as e:
             # AssertionError: what qemu.qmp raises when the peer goes away right after the negotiation.
             raise _unreachable(self._path, str(e) or type(e).__name__) from e
+
+
+def _start(command: Job, arguments: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    return command, {"job-id": JOB_ID, **arguments}
 
 
 def _checked(command: tuple[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:

@@ -36,22 +36,22 @@ def difference(guest: GuestRam, chain: Chain) -> Pages:
     return _compare(guest, chain, lambda _first, _unequal, _wanted: None)
 
 
-def write(guest: GuestRam, chain: Chain, pages: Pages) -> int:
-    """Write these pages as the snapshot has them; bytes."""
-    written, source, cleared = _sorted(guest, chain, pages)
+def write(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> int:
+    """Write these pages as the snapshot has them; bytes. exist: the guest wrote them all, so there are no holes."""
+    written, source, cleared = _sorted(guest, chain, pages, exist)
     guest.write(written, source)
     guest.clear(cleared)
     return pages.size * PAGE
 
 
-def foresee(guest: GuestRam, chain: Chain, pages: Pages) -> None:
+def foresee(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> None:
     """Before the pause, what `write` will need in the page tables: these faults cost more than the copy."""
-    written, source, _ = _sorted(guest, chain, pages)
+    written, source, _ = _sorted(guest, chain, pages, exist)
     pg.touch(source)
     guest.touch(written)
 
 
-def _sorted(guest: GuestRam, chain: Chain, pages: Pages) -> tuple[Pages, Addresses, Pages]:
+def _sorted(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> tuple[Pages, Addresses, Pages]:
     """The pages to write, where their content is, and the pages to give back to the host.
 
     A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
@@ -60,7 +60,7 @@ def _sorted(guest: GuestRam, chain: Chain, pages: Pages) -> tuple[Pages, Address
     zero = source == 0
     if not zero.any():
         return pages, source, pg.NONE
-    kept, back = guest.existing(pages[zero]), pg.NONE
+    kept, back = pages[zero] if exist else guest.existing(pages[zero]), pg.NONE
     if kept.size > _KEPT:
         counts = pg.runs(kept)[:, 1]
         long = np.repeat(counts >= _GIVEN_BACK, counts)

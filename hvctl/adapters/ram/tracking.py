@@ -1,7 +1,8 @@
 """The dirty tracker of one QEMU process over many operations: chosen by a probe, armed, gone on with, distrusted.
 
-What is known is a small file on the tmpfs of the snapshots. It is written before the tracker is asked, since asking
-arms it again: whoever dies between the two leaves "nothing is known", and the next reset compares all RAM.
+What is known is a small file on the tmpfs of the snapshots. Before the tracker is asked it says that nothing is known,
+since asking arms it again: whoever dies after that leaves it so, and the next reset compares all RAM. What is known
+then is written when the tracking is closed: a file takes longer than the guest should stand still.
 """
 
 from __future__ import annotations
@@ -32,17 +33,25 @@ FAST: Final = (TrackerKind.UFFD, TrackerKind.SOFT_DIRTY)
 
 
 class RamTracking:
-    """The tracking of the process that maps `ram`; folder is the VM's among the snapshots. Close it."""
+    """The tracking of the process that maps `ram`; folder is the VM's among the snapshots. What it learns counts for
+    the next one only when it was closed."""
 
     def __init__(self, folder: Path, process: Process, ram: GuestRam) -> None:
         self._folder = folder
         self._file = str(folder / STATE)
         self._ram = ram
         self._tracker: Tracker | None = None
-        self.state = _load(folder, process, ram) or Tracking(process, ram.regions)
+        self.state = self._told = _load(folder, process, ram) or Tracking(process, ram.regions)
         self._chunks: Chunks | None = None
 
     def close(self) -> None:
+        """Tell what is known, and let go of the tracker."""
+        if self.state != self._told:
+            self._save(self.state)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What the kernel does for one that dies: the tracker stays in the process, and nothing is told."""
         if self._tracker is not None:
             self._tracker.close()
         self._tracker = None
@@ -113,7 +122,7 @@ class RamTracking:
         """The tracker leaves the process; nothing is known any more."""
         self._forget()
         if self.state.token:
-            self.close()
+            self.let_go()
             with suppress(RefusedError):
                 end_tracker(self.state.kind.value, self.state.process.pid, self._ram.spans(), self.state.token)
             self._save(replace(self.state, kind=TrackerKind.COMPARE, token=""))
@@ -158,20 +167,12 @@ class RamTracking:
 
     def settle(self, base: str, pages: Pages = pg.NONE, *, inflations: int | None = None, reset: bool = False) -> None:
         """From here on RAM is that of `base`, but for `pages` and what the tracker will report."""
+        self.state = replace(self.state, resets=self.state.resets + reset)
         if self._tracker is None:
-            self._save(replace(self.state, resets=self.state.resets + reset))
             return
         if pages.size:
             _write(self._folder / CARRIED, pages)
-        self._save(
-            replace(
-                self.state,
-                base=base,
-                carried=pages.size,
-                inflations=inflations,
-                resets=self.state.resets + reset,
-            )
-        )
+        self.state = replace(self.state, base=base, carried=pages.size, inflations=inflations)
 
     def rebase(self, gone: str, base: str | None, own: Pages) -> None:
         """The snapshot `gone` is deleted; what only it held (`own`) differs from its parent `base`."""
@@ -221,13 +222,23 @@ class RamTracking:
             raise RefusedError("what was noted of the writes is damaged.")
         return np.frombuffer(content, np.int64)
 
+    def claim(self) -> None:
+        """Have the file say now, while the guest runs, that nothing is known, as it must before the tracker is asked;
+        it is told what is known when this is closed."""
+        if self._told.base is not None or self._told.carried:
+            self._tell(replace(self.state, base=None, carried=0))
+
     def _forget(self) -> None:
-        if self.state.base is not None or self.state.carried:
-            self._save(replace(self.state, base=None, carried=0))
+        self.claim()
+        self.state = replace(self.state, base=None, carried=0)
 
     def _save(self, state: Tracking) -> None:
         self.state = state
+        self._tell(state)
+
+    def _tell(self, state: Tracking) -> None:
         _write_state(self._file, codec.dump_json(state))
+        self._told = state
 
 
 def _kinds(wanted: TrackerKind) -> Sequence[TrackerKind]:

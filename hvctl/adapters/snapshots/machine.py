@@ -19,19 +19,18 @@ from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.kernel.awake import awake
 from hvctl.adapters.kernel.urgency import urgent, urgent_process
-from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg
+from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg, statejob
 from hvctl.adapters.qemu.inside import Inside
-from hvctl.adapters.qemu.qmp import Job
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram import ramcompare, ramfile
 from hvctl.adapters.ram.pages import PAGE
-from hvctl.adapters.ram.tracking import known
 from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
 from hvctl.adapters.snapshots.opened import Opened
 from hvctl.adapters.snapshots.ramcopy import RamCopy
-from hvctl.adapters.snapshots.snapshotdrop import JOB_SECONDS, Deletion, delete_tag, ignore_shared_ram, overlays
+from hvctl.adapters.snapshots.snapshotdrop import Deletion, overlays
 from hvctl.decide.reset import binding_difference
 from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
+from hvctl.machineport import Load
 from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
@@ -91,7 +90,7 @@ class QemuMachine:
         return need + self._settings.memory_margin, free
 
     def tracking(self, vm: Vm) -> Tracking | None:
-        return known(snapshotfolder.vm_folder(self._root, vm.uuid), vm.process) if vm.process else None
+        return self._opened.known(vm)
 
     def snapshots(self, uuid: str | None = None, *, hidden: bool = False) -> Sequence[Snapshot]:
         return [s for s in self._layers(uuid) if hidden or not s.hidden]
@@ -118,12 +117,13 @@ class QemuMachine:
 
     def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:
         """What a reset to the snapshot would write now, mapped, so that the pause is not spent on page faults."""
-        chain, ram = self._opened.chain(vm, snapshot.id), self._opened.ram(vm)
-        expected = self._opened.tracking(vm).expected(TrackerKind.AUTO)
+        chain, ram, tracking = self._opened.chain(vm, snapshot.id), self._opened.ram(vm), self._opened.tracking(vm)
+        expected = tracking.expected(TrackerKind.AUTO)
+        tracking.claim()
         if expected is not None:
             base, written = expected
-            pages = pg.union(written, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
-            ramcompare.foresee(ram, chain, pages)
+            apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
+            ramcompare.foresee(ram, chain, pg.union(written, apart), exist=not apart.size)
 
     def pause(self, vm: Vm) -> None:
         held = self._opened.inside(vm)
@@ -195,10 +195,10 @@ class QemuMachine:
         held = self._fitting(vm, snapshot)
         if not set(snapshot.nodes) <= set(held.graph.writable().values()):
             raise RefusedError(f"the disks of {vm.name} are not those of snapshot {snapshot.name}.")
-        delete_tag(held, snapshot.tag)
+        statejob.delete_tag(held, snapshot.tag)
         if vm.pulse is not None:
             quiet(vm.pulse, lambda: held.qmp.execute("query-status"))
-        _state_job(held, "snapshot-save", snapshot, snapshot.nodes)
+        statejob.save(held, snapshot)
         if snapshot.nodes:
             diskpart.forget(overlays(snapshot), held.process)
         held.forget()
@@ -220,21 +220,25 @@ class QemuMachine:
     # --- going back
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
-    ) -> Restored:
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,
+        after_load: bool = False,
+    ) -> Restored:  # fmt: skip
         held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
         inflations = held.inflations()
-        written = tracking.again() if after_load else None
+        written, exist = tracking.again() if after_load else None, True
         kind = tracking.state.kind
         chain = self._opened.chain(vm, snapshot.id)
         if written is None:
             found = tracking.written(tracker, inflations)
             if found is not None:
                 base, pages = found
-                written = pg.union(pages, snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages))
+                apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
+                written, exist = pg.union(pages, apart), not apart.size
+        if load is not None:
+            statejob.begin_load(held, *load)
         if written is not None:
             kind = tracking.state.kind
-            ramcompare.write(ram, chain, written)
+            ramcompare.write(ram, chain, written, exist=exist)
         else:
             kind = TrackerKind.COMPARE
             tracking.arm(tracker)
@@ -253,15 +257,7 @@ class QemuMachine:
         return missed.size
 
     def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
-        held = self._fitting(vm, snapshot)
-        chosen = snapshot.nodes if nodes is None else tuple(nodes)
-        lacking = sorted({snapshot.vmstate_node, *chosen} - set(held.graph.tagged(snapshot.tag)))
-        if lacking:
-            raise RefusedError(
-                f"snapshot {snapshot.name} is damaged: {lacking[0]} of {vm.name} does not hold it.",
-                f"hvctl snapshot delete {vm.name} {snapshot.name}",
-            )
-        _state_job(held, "snapshot-load", snapshot, chosen)
+        statejob.load(self._fitting(vm, snapshot), snapshot, nodes)
 
     def prepare_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> None:
         held, document = self._opened.inside(vm), self._document(vm.uuid)
@@ -309,16 +305,3 @@ class QemuMachine:
                 f"take a new one: hvctl snapshot take {vm.name}",
             )
         return held
-
-
-def _state_job(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
-    """Save or load with guest RAM left out. libvirt does not know of this switch, and would leave guest RAM out of its
-    own saves and migrations with it on, so QEMU has the order to turn it off before it begins."""
-    arguments = {
-        "tag": snapshot.tag,
-        "vmstate": snapshot.vmstate_node,
-        "devices": [snapshot.vmstate_node, *nodes],
-    }
-    off = (*held.counter, ignore_shared_ram(False))
-    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(ignore_shared_ram(True),), after=off)
-    held.counted(counts)

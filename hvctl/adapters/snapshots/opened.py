@@ -13,9 +13,10 @@ from hvctl.adapters.kernel import process
 from hvctl.adapters.qemu.inside import Inside, inside
 from hvctl.adapters.ram.guestram import GuestRam
 from hvctl.adapters.ram.layers import Chain
-from hvctl.adapters.ram.tracking import RamTracking
+from hvctl.adapters.ram.tracking import RamTracking, known
 from hvctl.adapters.snapshots import snapshotfolder, snapshotlayers
 from hvctl.errors import HvctlError
+from hvctl.model.tracker import Tracking
 from hvctl.model.vm import Process, Vm
 from hvctl.settings import Settings
 
@@ -59,6 +60,14 @@ class Opened:
                 with suppress(HvctlError):  # A base that is damaged is no reason to refuse another snapshot.
                     tracking.confine(self.chain(vm, tracking.state.base).used())
         return self._trackings[held.process]
+
+    def known(self, vm: Vm) -> Tracking | None:
+        """What there is to know of the writes to its RAM, without opening anything."""
+        if vm.process in self._trackings:
+            return self._trackings[vm.process].state
+        return (
+            known(snapshotfolder.vm_folder(self._settings.snapshots_dir, vm.uuid), vm.process) if vm.process else None
+        )
 
     def chain(self, vm: Vm, identity: str) -> Chain:
         """The RAM of a snapshot, which never changes; open until the operation ends."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from hvctl.adapters.disks import diskpart
 from hvctl.adapters.qemu import blockgraph, qemuimg
-from hvctl.adapters.qemu.inside import Inside
-from hvctl.adapters.qemu.qmp import Command
+from hvctl.adapters.qemu.statejob import delete_tag
 from hvctl.adapters.ram import layers, ramfile
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram.pages import PAGE
-from hvctl.adapters.ram.tracking import known
 from hvctl.adapters.snapshots import snapshotfolder
 from hvctl.adapters.snapshots.opened import Opened
 from hvctl.errors import HvctlError
@@ -21,22 +18,11 @@ from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
 
 # A state load flushes every disk, so a slow disk under load decides; the guest is paused meanwhile.
-JOB_SECONDS: Final = 60.0
 
 
 def overlays(snapshot: Snapshot) -> list[Path]:
     """The images that hold its tag."""
     return [Path(path) for path in blockgraph.overlays(snapshot.binding.blocks, snapshot.nodes)]
-
-
-def delete_tag(held: Inside, tag: str) -> None:
-    holders = held.graph.tagged(tag)
-    if holders:
-        held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
-
-
-def ignore_shared_ram(on: bool) -> Command:
-    return "migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": on}]}
 
 
 class Deletion:
@@ -87,8 +73,6 @@ class Deletion:
         held = self._opened.inside(vm)
         if snapshot.nodes:
             diskpart.forget(overlays(snapshot), held.process)
-        # A killed hvctl may have left this on.
-        held.qmp.execute(*ignore_shared_ram(False))
         held.forget()
         delete_tag(held, snapshot.tag)
         if snapshot.vmstate_node in held.graph.own:
@@ -99,7 +83,7 @@ class Deletion:
 
     def _rebase(self, vm: Vm, snapshot: Snapshot) -> None:
         """RAM may be that of the snapshot that goes: it is then described by its parent."""
-        state = known(snapshotfolder.vm_folder(self._root, vm.uuid), snapshot.binding.process)
+        state = self._opened.known(vm)
         if state is None:
             return
         tracking, parent, own = self._opened.tracking(vm), snapshot.parent, pg.NONE

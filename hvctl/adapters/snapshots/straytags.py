@@ -13,9 +13,9 @@ from typing import Final
 
 from hvctl.adapters.disks import diskpart
 from hvctl.adapters.qemu import qcow2, qemuimg
+from hvctl.adapters.qemu.statejob import delete_tag
 from hvctl.adapters.snapshots import snapshotfolder
 from hvctl.adapters.snapshots.opened import Opened
-from hvctl.adapters.snapshots.snapshotdrop import delete_tag
 from hvctl.errors import HvctlError
 from hvctl.model.snapshot import StrayTag
 from hvctl.model.vm import Vm

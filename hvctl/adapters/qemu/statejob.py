@@ -1,0 +1,65 @@
+"""Saves and loads of device state and disks as jobs of QEMU, with guest RAM left out.
+
+A load may be begun before it is due: QEMU reads commands byte by byte, some microseconds each, and the guest waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from hvctl.adapters.qemu.inside import Inside, leave_out_ram
+from hvctl.adapters.qemu.qmp import Job
+from hvctl.errors import RefusedError
+from hvctl.model.snapshot import Snapshot
+
+JOB_SECONDS: Final = 60.0
+
+
+def save(held: Inside, snapshot: Snapshot) -> None:
+    _run(held, "snapshot-save", snapshot, snapshot.nodes)
+
+
+def load(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> None:
+    """nodes: the disks (None: all of the snapshot's). RefusedError: one does not hold it; GuestError: it failed, and
+    the machine is dead."""
+    chosen = snapshot.nodes if nodes is None else nodes
+    if lacking := _lacking(held, snapshot, chosen):
+        raise RefusedError(
+            f"snapshot {snapshot.name} is damaged: {lacking[0]} of {held.name} does not hold it.",
+            f"hvctl snapshot delete {held.name} {snapshot.name}",
+        )
+    _run(held, "snapshot-load", snapshot, chosen)
+
+
+def delete_tag(held: Inside, tag: str) -> None:
+    """From all nodes that hold it."""
+    if holders := held.graph.tagged(tag):
+        held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
+
+
+def begin_load(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> None:
+    """Of the `load` with these arguments, which must be what QEMU is told next, say all but its end. Nothing is said of
+    one that will be refused. Who dies before the end is said leaves the switch on and a guest that is paused and torn;
+    the next one inside turns it off."""
+    chosen = snapshot.nodes if nodes is None else nodes
+    if not _lacking(held, snapshot, chosen):
+        held.qmp.begin("snapshot-load", _arguments(snapshot, chosen), before=(leave_out_ram(True),))
+
+
+def _run(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:
+    """QEMU has the order to turn the switch off before it begins: hvctl may die at any moment."""
+    off = (*held.counter, leave_out_ram(False))
+    arguments = _arguments(snapshot, nodes)
+    *counts, _ = held.qmp.job(job, arguments, JOB_SECONDS, before=(leave_out_ram(True),), after=off)
+    held.counted(counts)
+
+
+def _arguments(snapshot: Snapshot, nodes: Sequence[str]) -> dict[str, object]:
+    node = snapshot.vmstate_node
+    return {"tag": snapshot.tag, "vmstate": node, "devices": [node, *nodes]}
+
+
+def _lacking(held: Inside, snapshot: Snapshot, nodes: Sequence[str]) -> list[str]:
+    """The nodes that should hold it and do not."""
+    return sorted({snapshot.vmstate_node, *nodes} - set(held.graph.tagged(snapshot.tag)))
