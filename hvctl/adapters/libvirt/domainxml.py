@@ -36,11 +36,13 @@ __all__ = ["HVCTL", "Parts", "adopted", "build", "missing", "read", "record_xml"
 # For every BAR of a PCI device QEMU builds its map of memory anew, once when it resets the machine and once when it
 # loads device state, and in the modern layout of virtio it saves 1,024 queues of each device, used or not. So the
 # devices of a new VM have transitional IDs and the legacy layout alone, which Linux, BSD and Windows know, and the two
-# that move little have no BAR for MSI-X. By type, so that a device which has the modern layout only can still be added.
+# that move little have no BAR for MSI-X and no eventfd for each queue, which QEMU maps and unmaps at every pause. By
+# type, so that a device which has the modern layout only can still be added.
 _SMALL_STATE = (
     *(f"virtio-{kind}-pci.disable-modern=on" for kind in ("blk", "net", "serial", "balloon", "rng")),
-    *(f"virtio-{kind}-pci.vectors=0" for kind in ("serial", "rng")),
+    *(f"virtio-{kind}-pci.{setting}" for kind in ("serial", "rng") for setting in ("vectors=0", "ioeventfd=off")),
 )
+_PORTS = 8  # of the virtio-serial device, two in use; each has two queues, in libvirt's default of 31, too
 # What stands after these elements in libvirt's order: a new <memoryBacking> goes before the first of them.
 _AFTER_MEMORY = ("vcpu", "vcpus", "iothreads", "cputune", "numatune", "resource", "sysinfo", "os", "features", "cpu")
 
@@ -102,6 +104,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     for disk in spec.disks:
         _add_disk(devices, disk)
     _add(devices, "controller", type="usb", model="none")
+    _add(devices, "controller", type="virtio-serial", index="0", ports=str(_PORTS))
     for nic in spec.nics:
         _add_nic(devices, nic)
     _add(devices, "serial", type="pty")

@@ -76,7 +76,13 @@ def _seat(device: Any) -> str:
     """What a guest would notice if it changed: what the device is, and where it is plugged; not what is behind it."""
     model, mac, target = (device.find(name) for name in ("model", "mac", "target"))
     kind = device.get("type") if device.tag in ("controller", "hostdev") else None
-    known = [device.tag, kind, device.get("model"), model.get("type") if model is not None else None]
+    known = [
+        device.tag,
+        kind,
+        device.get("model"),
+        device.get("ports"),
+        model.get("type") if model is not None else None,
+    ]
     known += [mac.get("address") if mac is not None else None]
     known += [target.get("dev") or target.get("name") if target is not None and device.tag != "interface" else None]
     place = sorted(f"{key}={value}" for key, value in device.find("address").items())

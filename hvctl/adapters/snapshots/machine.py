@@ -225,6 +225,8 @@ class QemuMachine:
     ) -> Restored:  # fmt: skip
         held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
         inflations = held.inflations()
+        if load is not None:
+            statejob.begin_load(held, *load)
         written, exist = tracking.again() if after_load else None, True
         kind = tracking.state.kind
         chain = self._opened.chain(vm, snapshot.id)
@@ -234,8 +236,6 @@ class QemuMachine:
                 base, pages = found
                 apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
                 written, exist = pg.union(pages, apart), not apart.size
-        if load is not None:
-            statejob.begin_load(held, *load)
         if written is not None:
             kind = tracking.state.kind
             ramcompare.write(ram, chain, written, exist=exist)
