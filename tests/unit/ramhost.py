@@ -20,7 +20,7 @@ from hvctl.adapters.kernel.process import start_time
 from hvctl.adapters.qemu import devicetree
 from hvctl.adapters.ram import layers, ramcompare, ramfile, tracking
 from hvctl.adapters.ram.pages import PAGE
-from hvctl.adapters.snapshots import machine, snapshotfolder
+from hvctl.adapters.snapshots import snapshotfolder
 from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.adapters.snapshots.opened import Opened
 from hvctl.adapters.snapshots.ramcopy import RamCopy
@@ -54,12 +54,14 @@ class Kernel:
         self.works = {"uffd"}
         self.opened = 0
         self.fuse: int | None = None
+        self.died = False
 
     def burn(self) -> None:
         """Before and after each effect."""
         if self.fuse is not None:
             self.fuse -= 1
             if self.fuse < 0:
+                self.died = True
                 raise DiedError
 
     def write(self, first: int, count: int, content: int) -> None:
@@ -172,6 +174,10 @@ class RamHost:
     def command(self) -> QemuMachine:
         """Another hvctl; what the last one had open is let go by the kernel, however it ended."""
         self.kernel.fuse = None
+        if self.kernel.died:
+            self.kernel.died = False
+            while self.machine._opened._trackings:  # it told nothing any more
+                self.machine._opened._trackings.popitem()[1].let_go()
         self.machine.close()
         self.machine = self._new()
         return self.machine
@@ -221,7 +227,6 @@ def connected(host: RamHost) -> Iterator[None]:
         patch.setattr(tracking, "self_probe", lambda *_: kernel.burn())
         patch.setattr(devicetree, "host_range", lambda _, asked: host.address_of(asked))
         patch.setattr(diskpart, "forget", lambda *_: None)
-        patch.setattr(machine, "ignore_shared_ram", lambda _: ("stop", {}))
         for owner, name in EFFECTS:
             patch.setattr(owner, name, _fused(kernel, getattr(owner, name)))
         yield

@@ -47,7 +47,8 @@ class RamTracking:
     def close(self) -> None:
         """Tell what is known, and let go of the tracker."""
         if self.state != self._told:
-            self._save(self.state)
+            with suppress(OSError):  # no room, or the last snapshot went meanwhile: then nothing is known, as the file says
+                self._save(self.state)
         self.let_go()
 
     def let_go(self) -> None:

@@ -61,6 +61,13 @@ class Opened:
                     tracking.confine(self.chain(vm, tracking.state.base).used())
         return self._trackings[held.process]
 
+    def end_tracking(self, vm: Vm) -> None:
+        """The tracker leaves the process, and its file may go."""
+        tracking = self.tracking(vm)
+        tracking.end()
+        tracking.close()
+        del self._trackings[self.inside(vm).process]
+
     def known(self, vm: Vm) -> Tracking | None:
         """What there is to know of the writes to its RAM, without opening anything."""
         if vm.process in self._trackings:

@@ -96,4 +96,4 @@ class Deletion:
                 parent = None  # It was not whole yet: what RAM is is not known.
         tracking.rebase(snapshot.id, parent, own)
         if not any(s.id != snapshot.id for s in snapshotfolder.published(self._root, vm.uuid)):
-            tracking.end()
+            self._opened.end_tracking(vm)
