@@ -47,7 +47,8 @@ class RamTracking:
     def close(self) -> None:
         """Tell what is known, and let go of the tracker."""
         if self.state != self._told:
-            with suppress(OSError):  # no room, or the last snapshot went meanwhile: then nothing is known, as the file says
+            # Without room, or when the last snapshot went meanwhile, nothing is known: so the file says already.
+            with suppress(OSError):
                 self._save(self.state)
         self.let_go()
 
