@@ -7,19 +7,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from host.marked import Marked
-from host.site import Site
 from hvctl.adapters.qemu.qmp import Qmp
 from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.decide.scope import parse_scope
 from hvctl.engine.operate import Engine
-from hvctl.engine.runtime import open_engine
 from hvctl.operations import snapshot
 
 pytestmark = pytest.mark.host
@@ -96,13 +93,6 @@ def seen(monkeypatch: pytest.MonkeyPatch, pair: Marked) -> dict[str, list[str]]:
 
         monkeypatch.setattr(QemuMachine, name, asks)
     return found
-
-
-@pytest.fixture(scope="module")
-def engine(site: Site, pair: Marked) -> Iterator[Engine]:
-    roomy = replace(site.settings, cpu_overcommit=1000.0, memory_overcommit=1000.0)
-    with open_engine(roomy) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
