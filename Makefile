@@ -15,7 +15,7 @@ test: setup host lint
 	$(BIN)/hvctl image build micro
 	$(BIN)/hvctl image build debian
 	$(BIN)/pytest -q -n 3 --durations=40 -m "not host"
-	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --reruns 1 --durations=40 -m host
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --reruns 1 --rerun-show-tracebacks --durations=40 -m host
 
 # Property tests with examples that nobody has tried yet: what it finds is a fault of hvctl or of a test.
 explore: setup

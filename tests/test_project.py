@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,36 @@ def test_one_module_knows_qemu_img() -> None:
             if text_of_code and "qemu-img" in node.value:
                 found.add(name)
     assert found == QEMU_IMG
+
+
+def test_one_module_moves_memory_of_processes() -> None:
+    found = {name for name, text in modules().items() if name.startswith("hvctl/") and "process_vm_" in text}
+    assert found == {"hvctl/adapters/kernel/processmemory.py"}
+
+
+ONCE = """
+import pathlib, pytest
+@pytest.mark.host
+def test_once():
+    seen = pathlib.Path("seen")
+    if not seen.exists():
+        seen.touch()
+        raise AssertionError("because of this")
+"""
+
+
+def test_what_passes_at_the_second_try_is_told_with_its_first_failure(tmp_path: Path) -> None:
+    """As `make test` has it of tests on real guests."""
+    (line,) = (x for x in (ROOT / "Makefile").read_text().splitlines() if "--reruns" in x)
+    _, *options = shlex.split(line)
+    tmp_path.joinpath("test_rerun.py").write_text(ONCE)
+    argv = [sys.executable, "-m", "pytest", *options]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, " in done.stdout
+    _, told = done.stdout.split("rerun test summary info")
+    assert "RERUN test_rerun.py::test_once" in told
+    assert "AssertionError: because of this" in told
 
 
 def test_no_address_of_a_registry_and_no_path_of_one_machine() -> None:

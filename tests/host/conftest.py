@@ -4,6 +4,7 @@ test leaves the host as it found it."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,8 @@ from host.loaded import Loaded
 from host.marked import Marked, marked
 from host.outside import Guest
 from host.site import Site, real_site
+from hvctl.engine.operate import Engine
+from hvctl.engine.runtime import open_engine
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,14 @@ def vm(site: Site) -> Iterator[Guest]:
     """A running VM: 1 of 4 vCPUs, 256 MiB of 1 GiB, a disk `data` and a NIC."""
     with site.created("--start") as guest:
         yield guest
+
+
+@pytest.fixture(scope="module")
+def engine(site: Site) -> Iterator[Engine]:
+    """hvctl within this process."""
+    roomy = replace(site.settings, cpu_overcommit=1000.0, memory_overcommit=1000.0)
+    with open_engine(roomy) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -51,12 +51,12 @@ chmod 755 /etc/hvctl/notice.d/seen"""
 # A word for another interruption, then the right one, then all is as before.
 ALONE = """rm -f /run/hvctl/notice.line
 cp /etc/inittab /run/inittab; sed -i /hvctl-agent/d /etc/inittab
-told() { until grep -q "^notice $1 " /run/hvctl/notice.line; do usleep 20000; done; }
+told() { until grep -q "^notice $1 " /run/hvctl/notice.line; do sleep 0.02; done; }
 (told interruption; hvctl-ready 0123456789abcdef0123456789abcdef
 told returned; told interruption; hvctl-ready
 told returned; cp /run/inittab /etc/inittab; kill -HUP 1) > /dev/null 2>&1 &"""
 # The agent answers this before init ends it.
-LEAVE = '{"execute": "guest-exec", "arguments": {"path": "/bin/kill", "arg": ["-HUP", "1"]}}'
+LEAVE = '{"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", "kill -HUP 1"]}}'
 
 
 class Own:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from host.outside import MIB, Guest
 from host.site import Site
 from host.tuns import add_flow
 from hvctl.engine.operate import Engine
-from hvctl.engine.runtime import open_engine
 from hvctl.operations import guard, guardpolicy
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
@@ -93,13 +91,6 @@ def nothing_left(site: Site, pair: tuple[Guest, Guest]) -> Iterator[None]:
     before = site.inventory()
     yield
     assert site.inventory() == before
-
-
-@pytest.fixture(scope="module")
-def engine(site: Site) -> Iterator[Engine]:
-    roomy = replace(site.settings, cpu_overcommit=1000.0, memory_overcommit=1000.0)
-    with open_engine(roomy) as made:
-        yield made
 
 
 def armed(engine: Engine, guest: Guest, folder: Path, parts: str) -> None:

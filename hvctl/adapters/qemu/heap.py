@@ -11,20 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from hvctl.adapters.kernel import processmemory
+from hvctl.adapters.kernel.processmemory import Vector
+
 _PIECE: Final = 4 << 20  # bytes: what the kernel looks up at a time, 1,024 pages
 _LARGEST: Final = 64 << 20  # bytes: with more, looking through it would cost what it saves
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-_SIDE: Final = (ctypes.POINTER(_Vector), ctypes.c_ulong)
-_libc.process_vm_writev.argtypes = (ctypes.c_int, *_SIDE, *_SIDE, ctypes.c_ulong)
-_libc.process_vm_writev.restype = ctypes.c_ssize_t
 
 
 def foresee(pid: int) -> None:
@@ -42,8 +36,9 @@ def foresee(pid: int) -> None:
 
 def _touch(pid: int, start: int, length: int) -> None:
     """The kernel looks the pages up for writing, and then finds nothing to write: our own side cannot be read."""
-    ours, theirs = _Vector(_unreadable(), length), _Vector(start, length)
-    _libc.process_vm_writev(pid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    ours, theirs = Vector(_unreadable(), length), Vector(start, length)
+    with suppress(OSError):
+        processmemory.write(pid, ctypes.addressof(ours), ctypes.addressof(theirs))
 
 
 @cache

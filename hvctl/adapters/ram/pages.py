@@ -5,16 +5,17 @@ All RAM of a VM is one row of 4 KiB pages, its regions one after the other; a se
 
 from __future__ import annotations
 
-import ctypes
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvctl.adapters.kernel import processmemory
 from hvctl.adapters.kernel.urgency import is_urgent, urgent
 from hvctl.errors import HvctlError
 
@@ -24,23 +25,11 @@ Pages = NDArray[np.int64]
 Chunks = NDArray[np.bool_]  # one for each CHUNK pages of the row
 Addresses = NDArray[np.int64]
 NONE: Final[Pages] = np.empty(0, np.int64)
-_VECTORS: Final = 1024  # IOV_MAX
+_VECTORS: Final = processmemory.MOST
 _LONGEST: Final = 64  # pages of one vector, so that a call stays below the kernel's 2 GiB
 _SHARED: Final = 1024  # pages from which on two threads are faster than one
 _PARTS: Final = 8  # of equal size, which the threads take in turn
 _WORDS: Final = np.empty(_VECTORS, np.uint64)
-_libc = ctypes.CDLL(None, use_errno=True)
-_IOVECS: Final[list[Any]] = [
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-]
-for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _call.argtypes = _IOVECS
-    _call.restype = ctypes.c_ssize_t
 
 
 def of_spans(spans: NDArray[np.int64]) -> Pages:
@@ -88,21 +77,21 @@ def read(own: Addresses, guest: Addresses) -> None:
     Through the kernel and not by plain loads: a mapping of a file that QEMU owns may be cut short at any moment, which
     must be an error (HvctlError) and not a signal. Neighbouring pages go as one vector.
     """
-    _move(_libc.process_vm_readv, own, guest)
+    _move(processmemory.read, own, guest)
 
 
 def touch(there: Addresses) -> None:
     """Have whole pages at addresses of this process in its page table, so that reading or writing them soon takes no
     faults, which cost more than the copy. What is in them stays as it is."""
-    _move(_libc.process_vm_readv, _WORDS.ctypes.data + np.arange(there.size, dtype=np.int64) % _VECTORS * 8, there, 8)
+    _move(processmemory.read, _WORDS.ctypes.data + np.arange(there.size, dtype=np.int64) % _VECTORS * 8, there, 8)
 
 
 def write(own: Addresses, guest: Addresses) -> None:
     """Copy whole pages from `own` addresses of this process to `guest` ones; see read."""
-    _move(_libc.process_vm_writev, own, guest)
+    _move(processmemory.write, own, guest)
 
 
-def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None:
+def _move(call: Callable[[int, int, int, int], int], own: Addresses, guest: Addresses, size: int = PAGE) -> None:
     """size: bytes at each address. Many pages are moved by two threads: memory that no cache holds is what takes the
     time, and each processor waits for its own."""
     if not own.size:
@@ -125,12 +114,12 @@ def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None
     def some(mine: list[tuple[int, int, int]], urgently: bool = False) -> None:
         with urgent() if urgently else nullcontext():
             for at, count, wanted in mine:
-                done = call(os.getpid(), local[at:].ctypes.data, count, remote[at:].ctypes.data, count, 0)
+                try:
+                    done = call(os.getpid(), local[at:].ctypes.data, remote[at:].ctypes.data, count)
+                except OSError as e:
+                    raise _uncopied(str(e.strerror)) from e
                 if done != wanted:
-                    reason = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {wanted} bytes"
-                    raise HvctlError(
-                        f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left."
-                    )
+                    raise _uncopied(f"{done} of {wanted} bytes")
 
     if not shared:
         some(parts)
@@ -140,6 +129,10 @@ def _move(call: Any, own: Addresses, guest: Addresses, size: int = PAGE) -> None
         some(parts[::2])
     finally:
         other.result()
+
+
+def _uncopied(reason: str) -> HvctlError:
+    return HvctlError(f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left.")
 
 
 @cache

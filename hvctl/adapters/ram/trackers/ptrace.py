@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
+from hvctl.adapters.kernel import processmemory
+from hvctl.adapters.kernel.processmemory import Vector
 from hvctl.errors import DeadlineError
 
 # linux/ptrace.h, linux/elf.h, bits/waitflags.h
@@ -39,10 +41,6 @@ class Registers(ctypes.Structure):
 
     def copy(self) -> Any:
         return type(self).from_buffer_copy(self)
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 class Stop:
@@ -124,16 +122,18 @@ class Tracee:
         return mask.raw
 
     def _regset(self, request: int, kind: int, area: Any) -> int:
-        vector = _Vector(ctypes.addressof(area), ctypes.sizeof(area))
+        vector = Vector(ctypes.addressof(area), ctypes.sizeof(area))
         _call(request, self.tid, kind, ctypes.addressof(vector))
         return int(vector.length)
 
     def write(self, address: int, content: bytes) -> bool:
         """Whether all of it could be written, with the rights of the process itself: into no guard page."""
         own = ctypes.create_string_buffer(content, len(content))
-        local, remote = _Vector(ctypes.addressof(own), len(content)), _Vector(address, len(content))
-        done = _libc.process_vm_writev(self.tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-        return bool(done == len(content))
+        local, remote = Vector(ctypes.addressof(own), len(content)), Vector(address, len(content))
+        try:
+            return processmemory.write(self.tid, ctypes.addressof(local), ctypes.addressof(remote)) == len(content)
+        except OSError:
+            return False
 
 
 def _call(request: int, tid: int, address: int = 0, data: int = 0) -> None:
