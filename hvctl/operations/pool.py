@@ -102,7 +102,15 @@ def reserve(engine: Engine, wanted: Wanted, *, key: str | None = None, dry_run: 
     if dry_run:
         return replace(new, granted=grant(engine.store.ledger(engine.facts.name), new))
     (made,) = engine.store.pool.reserve(engine.facts.name, (new,), grant, key)
+    same_request(made, new.owner, new.size)
     return made
+
+
+def same_request(made: Reservation, owner: str, size: Resources) -> None:
+    """RefusedError if this reservation, which a key led to, is not what was asked for."""
+    if (made.owner, made.size) != (owner, size):
+        words = ", ".join(text(v) for n, text in FORMAT.items() if (v := getattr(made.size, n)))
+        raise RefusedError(f"this key was used for reservation {made.id} of {made.owner}: {words}.", "use a new --key")
 
 
 def release(engine: Engine, number: int) -> Reservation:
