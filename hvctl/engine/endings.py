@@ -43,6 +43,14 @@ def failed(site: Site, lock: VmLock, operation: Operation, run: Execution, error
     raise kind(f"{what} {tail}", hint) from error.cause
 
 
+def left_open(operation: Operation) -> HvctlError:
+    """What is said when whoever asked for it ends hvctl half-way."""
+    what = f"{operation.kind} of {operation.vm_name} was interrupted"
+    return HvctlError(
+        f"{what}: operation {operation.id} stays open, and its guest may be paused.", "hvctl recover ends it"
+    )
+
+
 def _process_ended(site: Site, operation: Operation) -> bool:
     """Whether the VM's QEMU is surely not the one that the operation began with."""
     before = codec.load(Before, operation.before)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hvctl import codec
-from hvctl.engine.endings import failed, replayed
+from hvctl.engine.endings import failed, left_open, replayed
 from hvctl.engine.execute import Execution, StepError
 from hvctl.engine.handover import admission, pool_move
 from hvctl.engine.learned import learned
@@ -18,7 +18,7 @@ from hvctl.engine.observe import observe
 from hvctl.engine.quarantine import refuse_quarantined
 from hvctl.engine.recover import recover_vm
 from hvctl.engine.site import Site
-from hvctl.errors import BusyError, HvctlError, RefusedError
+from hvctl.errors import BusyError, HvctlError, Interrupted, RefusedError
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import FORGET, Forget, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
@@ -127,6 +127,8 @@ class Engine(Site):
             run.run(decision.plan)
         except StepError as e:
             failed(self, lock, operation, run, e)
+        except KeyboardInterrupt as e:
+            raise Interrupted(left_open(operation)) from e
         if run.kept_memory is not None and decision.goal:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}

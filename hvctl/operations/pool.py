@@ -10,7 +10,7 @@ from hvctl.decide.pool import lines, used_by
 from hvctl.decide.reservations import Wanted, hit_rates, in_force, new_reservation, settled
 from hvctl.engine.handover import capacity, limited, room_for
 from hvctl.engine.iops import lately
-from hvctl.engine.observe import observe_all
+from hvctl.engine.observe import balloon_of, observe_all
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError, UsageError
 from hvctl.model.allocation import Resources
@@ -47,7 +47,7 @@ def observed_use(engine: Engine, vms: tuple[Vm, ...]) -> dict[str, dict[str, int
     for vm in vms:
         if not vm.state.active:
             continue
-        balloon = engine.host.domains.balloon(vm.uuid)
+        balloon = balloon_of(engine.host, vm)
         memory = balloon.actual - (balloon.usable or 0) if balloon.reported else balloon.actual
         use = counted.get(vm.uuid)
         found[vm.uuid] = {

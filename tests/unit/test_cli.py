@@ -159,6 +159,23 @@ def test_exit_statuses(run: Run, hosted: FakeSite, monkeypatch: pytest.MonkeyPat
     assert bool(ran.err) is (status not in (Exit.DONE, Exit.CHANGES_PENDING))
 
 
+def test_ctrl_c_says_what_it_left(run: Run, hosted: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hvctl.engine.execute import Execution
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Execution, "run", interrupted)
+        ran = run("allocate", "web", "--cpu-quota", "50%")
+    assert (ran.status, ran.out) == (130, "")
+    assert ran.err.splitlines() == [
+        "hvctl: allocate of web was interrupted: operation 1 stays open, and its guest may be paused.",
+        "  hint: hvctl recover ends it",
+    ]
+    assert "undone" in run("recover").out
+
+
 def test_a_foreign_exit_status_is_the_programs(run: Run, hosted: FakeSite) -> None:
     from hvctl.adapters.fake.state import Exec
 

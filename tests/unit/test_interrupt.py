@@ -498,6 +498,13 @@ def test_who_is_paused_for_others_is_not_sent_to_virsh(site: FakeSite) -> None:
         assert refused.value.hint == "hvctl resume one"
 
 
+def test_a_vm_that_goes_meanwhile_hides_no_pool(site: FakeSite) -> None:
+    add(site, "one")
+    with small(site, 1024) as engine:
+        site.world.fail("balloon", "NotFoundError")
+        assert [line["resource"] for line in pool.show(engine)] == ["cpu", "memory", "network", "iops"]
+
+
 class Meanwhile(Faults):
     """Somebody else does something between two operations of a demand."""
 
