@@ -148,6 +148,7 @@ def test_a_guests_name_is_no_escape_on_a_terminal(
 def test_a_look_that_says_nothing_says_why(site: FakeSite, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else an operator reads that there are no VMs."""
     site.world.add_vm("a")
+    site.world.pass_time(0)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     done = run("top")
     assert (len(done.out.splitlines()), done.err) == (1, "no rates this time: no time lies between two readings\n")
