@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from hvctl import codec
 from hvctl.cli import render
 from hvctl.cli.context import Format, Globals, globals_of
-from hvctl.cli.options import ExitCode
+from hvctl.cli.options import ExitCodeUnlessYes
 from hvctl.cli.render import Column
 from hvctl.errors import Exit
 
@@ -42,6 +43,8 @@ def doctor(
     options = globals_of(context)
     names = [n for n in probe or () if n != "drift"]
     found: list[Finding] = []
+    if os.geteuid():
+        options.say("not run as root: what is denied below may be denied for that alone")
     if names or not probe:
         found += examine(options.settings(), names)
     if not probe or "drift" in probe:
@@ -71,7 +74,7 @@ def _drift(options: Globals, fix: bool) -> list[Any]:
 def prepare(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Make the changes; without, they are only shown.")] = False,
-    exit_code: ExitCode = False,
+    exit_code: ExitCodeUnlessYes = False,
 ) -> None:
     """Show, and with --yes make, what this host needs: folders, libvirt's memory_backing_dir, services.
 

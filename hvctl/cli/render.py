@@ -88,6 +88,11 @@ def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence
             print(f"{key:<{width}}  {one_line(value)}".rstrip())
 
 
+def in_words(facts: Mapping[str, Any]) -> str:
+    """What a step found out, a fraction no longer than it is true."""
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in facts.items())
+
+
 def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]] = ()) -> None:
     """How an operation ended, or what it would do; diff lines are (what, before, after)."""
     if context.format is not Format.TABLE:
@@ -110,7 +115,7 @@ def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, st
         number = f", operation {result.operation}" if result.operation else ""
         print(printable(f"{result.goal}: {result.state}{reasons} in {format_seconds(result.seconds)}{number}"))
         for record in result.steps:
-            facts = " ".join(f"{k}={v}" for k, v in record.facts.items())
+            facts = in_words(record.facts)
             done = "" if record.outcome == "done" else f" {record.outcome}"
             shown = f"  {record.name} {record.detail}{done}".rstrip()
             print(printable(f"{shown}  {format_seconds(record.seconds)}  {facts}".rstrip()))

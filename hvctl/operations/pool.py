@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -63,11 +64,12 @@ def limits(engine: Engine) -> Limits:
     return engine.store.pool.limits(engine.facts.name)
 
 
-def set_limits(engine: Engine, changed: Limits) -> Limits:
-    """Change what is named. Nobody loses what was promised before, even where it is more than there then is."""
+def set_limits(engine: Engine, changed: Limits, unset: Set[str] = frozenset()) -> Limits:
+    """Change what is named; the fields in `unset` are the settings' again. Nobody loses what was promised before, even
+    where it is more than there then is."""
     now = limits(engine)
     given = {f.name: v for f in fields(changed) if (v := getattr(changed, f.name)) is not None}
-    new = replace(now, **given)
+    new = replace(now, **given, **dict.fromkeys(unset))
     for name in ("cpu_overcommit", "memory_overcommit"):
         ratio = getattr(new, name)
         if ratio is not None and not 0 < ratio <= 100:

@@ -245,6 +245,7 @@ def test_a_whole_life(run: Run, site: FakeSite) -> None:
     limits = tuple(tap if word == "hv0" else word for word in limits)
     assert run("allocate", "new", *limits, "--force", "--best-effort").status == 0
     assert site.world.vm("new").allocation.disks[0].iops_burst == 200
+    assert "would do (protected from now on)" in run("vm", "protect", "new", "--dry-run").out
     assert run("vm", "protect", "new").status == 0
     assert run("vm", "delete", "new", "--force").status == Exit.REFUSED
     assert run("vm", "protect", "new", "--off").status == 0
@@ -266,7 +267,9 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     for name in ("spot", "other"):
         site.world.add_vm(name, memory=512 << 20, nics=0, disks=())
     choose = ("vm", "set", "spot", "--priority", "100", "--interruptible")
-    assert run(*choose, "--dry-run", "--exit-code").status == Exit.CHANGES_PENDING
+    would = run(*choose, "--dry-run", "--exit-code")
+    assert would.status == Exit.CHANGES_PENDING
+    assert would.out.startswith("set spot: would do (priority 500 -> 100; interruptible)\n")
     assert run(*choose).status == 0
     assert run("vm", "set", "other", "--no-interruptible").status == 0
     assert run("vm", "set", "other").status == Exit.USAGE
@@ -274,13 +277,17 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     limits = ("--cpu-overcommit", "2", "--memory-overcommit", "1", "--reserve-cpus", "1", "--reserve-memory", "62GiB")
     assert run("pool", "set", *limits, "--network", "1Gbit", "--iops", "5000").status == 0
     assert run("pool", "set").status == Exit.USAGE
+    unset = json.loads(run("-f", "json", "pool", "set", "--iops", "none", "--reserve-cpus", "0").out)["pool"]
+    assert (unset["iops_capacity"], unset["network_capacity"], unset["reserve_cpus"]) == (None, 10**9, 0)
+    assert run("pool", "set", "--iops", "5000", "--reserve-cpus", "1").status == 0
     shown = json.loads(run("-f", "json", "pool", "show").out)["pool"]
     assert [r["resource"] for r in shown] == ["cpu", "memory", "network", "iops"]
     assert (shown[1]["capacity"], shown[1]["free"]) == (2 << 30, 1 << 30)
     assert "1 GiB" in run("pool", "show").out
     kept = ("--cpu", "1.5", "--memory", "256MiB", "--net", "10Mbit", "--iops", "100", "--reason", "a release")
     when = ("--from", "+1h", "--for", "2h", "--half-life", "10min")
-    assert run("reserve", "create", "build-7", *kept, *when, "--dry-run").status == 0
+    would = run("-f", "json", "reserve", "create", "build-7", *kept, *when, "--dry-run")
+    assert json.loads(would.out)["reservation"]["id"] is None
     assert run("reserve", "create", "build-7", *kept, *when).status == 0
     assert run("reserve", "create", "build-8", "--memory", "9GiB").status == Exit.REFUSED
     assert "build-7" in run("reserve", "list").out
@@ -298,7 +305,8 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     assert (done["demand"]["state"], [v["vm"] for v in done["victims"]]) == ("held", ["spot"])
     assert "spot" in run("resume").out
     assert run("resume", "--due", "--dry-run").status == 0
-    assert run("interrupt", "--due").status == 0
+    for dry_run in ((), ("--dry-run",)):
+        assert json.loads(run("-f", "json", "interrupt", "--due", *dry_run).out)["interruptions"] == []
     assert run("reserve", "release", str(done["demand"]["id"])).status == 0
     assert run("resume", "spot").status == 0
     assert run("interrupt", "spot", "--reason", "maintenance", "--grace", "1").status == 0
