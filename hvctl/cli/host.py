@@ -15,6 +15,7 @@ from hvctl.cli.context import Format, Globals, globals_of
 from hvctl.cli.options import ExitCodeUnlessYes
 from hvctl.cli.render import Column
 from hvctl.errors import Exit
+from hvctl.settings import config_files
 
 app = typer.Typer(help="The hypervisor host: prepare it for hvctl.", no_args_is_help=True)
 config = typer.Typer(help="Settings and where they come from.", no_args_is_help=True)
@@ -103,6 +104,9 @@ def show(context: typer.Context) -> None:
     """Show every setting in force and where its value came from."""
     options = globals_of(context)
     settings = options.settings()
+    for path in config_files(os.environ):
+        if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+            options.say(f"{path} cannot be read by this user: what it sets is not in force here")
     data = [
         {
             "name": f.name,

@@ -324,6 +324,18 @@ def test_config_show_hides_the_password(run: Run, site: FakeSite, monkeypatch: p
         assert "HVCTL_DATABASE_URL" in ran.out
 
 
+def test_config_show_says_which_file_it_could_not_read(
+    run: Run, site: FakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hvctl" / "config.toml"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run("config", "show").err == ""
+    monkeypatch.setattr("os.access", lambda path, mode: path != file or mode == os.F_OK)
+    assert str(file) in run("config", "show").err
+
+
 def test_the_connection_on_the_line_wins(run: Run, hosted: FakeSite, tmp_path: Path) -> None:
     assert "web" in run("-c", hosted.world.uri, "vm", "list").out
     assert "web" not in run("--connect", f"fake://{tmp_path}/other.json", "vm", "list").out
