@@ -55,13 +55,17 @@ class Facts:
     quarantined: Mapping[str, tuple[str, str]]
 
 
+# Reasons of libvirt's for a pause that somebody wanted, or that ends by itself.
+_MEANT = ("user", "starting-up")
+
+
 def drifts(facts: Facts) -> tuple[Drift, ...]:
     """Everything that has come apart, in a stable order. A VM without a promise and without a folder here is that of
     another database, which may be at it right now: whatever of it could be mended is that one's."""
     known = {vm.uuid: vm for vm in facts.vms}
     own = {*facts.promised, *facts.folders}
     found = [d for vm in facts.vms for d in _of_vm(vm, facts.promised.get(vm.uuid), vm.uuid in own)]
-    found += [d for vm in facts.vms for d in _paused(vm, facts)]
+    found += [d for vm in facts.vms for d in _paused(vm, facts, vm.uuid in own)]
     for uuid, (name, _) in facts.promised.items():
         if uuid not in known:
             found.append(Drift(uuid, name, "promised, but libvirt does not list it", "hvctl doctor --fix", Mend.FORGET))
@@ -74,7 +78,8 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
             found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
     for uuid in facts.folders:
         if uuid not in known:
-            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", "look, then remove it by hand"))
+            remedy = f"look into vms/{uuid} of the state_dir in hvctl config show, then remove it by hand"
+            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", remedy))
     found += _of_snapshots(facts.snapshots, known)
     for uuid, load in facts.kept.items():
         name = known[uuid].name if uuid in known else uuid
@@ -115,12 +120,15 @@ def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None, own: bool) -> list
     return found
 
 
-def _paused(vm: Vm, facts: Facts) -> list[Drift]:
-    """A guest that may be of two moments must not go on: what ends its operation, or its quarantine, is the remedy."""
+def _paused(vm: Vm, facts: Facts, own: bool) -> list[Drift]:
+    """A guest that may be of two moments must not go on: what ends its operation, or its quarantine, is the remedy. One
+    of another database may be in the middle of such an operation, where libvirt knows of no reason."""
     if vm.uuid in facts.quarantined:
         why, remedy = facts.quarantined[vm.uuid]
         return [Drift(vm.uuid, vm.name, f"quarantined: {why}", remedy)]
-    if vm.state is not State.PAUSED or vm.reason in ("user", "starting up") or vm.uuid in facts.opened:
+    if vm.state is not State.PAUSED or vm.reason in _MEANT or vm.uuid in facts.opened:
+        return []
+    if vm.reason == "unknown" and not own:
         return []
     return [Drift(vm.uuid, vm.name, f"paused: {vm.reason}", f"virsh resume {vm.name}, once the cause is gone")]
 

@@ -279,6 +279,12 @@ def test_a_guest_that_an_error_paused_is_reported(engine: Engine, site: FakeSite
     site.world.resume("a")
     site.world.pause("a")
     assert found(engine) == [], "who pauses a VM knows it"
+    site.world.resume("a")
+    site.world.pause("a", "starting-up")
+    assert found(engine) == [], "that ends by itself"
+    site.world.add_vm("foreign")
+    site.world.pause("foreign", "unknown")
+    assert found(engine) == [], "another database may have it paused for a reset"
 
 
 def test_a_guest_of_two_moments_is_not_to_be_resumed(engine: Engine, site: FakeSite, vm: str) -> None:
