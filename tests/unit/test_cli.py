@@ -187,10 +187,10 @@ def test_a_foreign_exit_status_is_the_programs(run: Run, hosted: FakeSite) -> No
 
 
 def test_debug_shows_where_an_error_comes_from(run: Run, hosted: FakeSite) -> None:
-    from hvctl.errors import NotFoundError
-
-    with pytest.raises(NotFoundError):
-        run("--debug", "vm", "show", "nobody")
+    ran = run("--debug", "vm", "show", "nobody")
+    assert (ran.status, "Traceback" in ran.err) == (Exit.NOT_FOUND, True)
+    assert ran.err.splitlines()[-2].startswith("hvctl: there is no VM")
+    assert "Traceback" not in run("vm", "exec", "nobody", "--", "gdb", "--debug").err
 
 
 def test_long_names_of_the_root_flags(run: Run, hosted: FakeSite) -> None:
