@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,28 @@ def _flat(value: Any) -> Any:
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    cells = [list(headings), *([one_line(c) for c in line] for line in lines)]
+    for text in laid_out(cells, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
+        print(text)
+
+
+def laid_out(cells: Sequence[Sequence[str]], terminal: int | None) -> Iterator[str]:
+    """Lines of a table, whose first row are the headings. Where its last column would begin only in the second half of
+    a row's second line on the terminal (its columns; None: there is none), nobody can read along a column any more:
+    then a line a value."""
     from rich.cells import cell_len
 
-    cells = [list(headings), *([one_line(c) for c in line] for line in lines)]
-    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(headings))]
-    for line in cells:
-        padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip())
+    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    if terminal is None or sum(widths[:-1]) + 2 * (len(widths) - 1) <= terminal * 3 // 2:
+        for line in cells:
+            padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
+            yield "  ".join(padded).rstrip()
+        return
+    width = max(cell_len(heading) for heading in cells[0])
+    for number, line in enumerate(cells[1:]):
+        if number:
+            yield ""
+        yield from (f"{h:<{width}}  {c}" for h, c in zip(cells[0], line, strict=True) if c != "-")
 
 
 def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:

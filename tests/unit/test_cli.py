@@ -16,6 +16,7 @@ import yaml
 from faults.command import FakeSite
 
 from hvctl.cli import complete
+from hvctl.cli.render import laid_out
 from hvctl.errors import Exit
 from hvctl.model.allocation import Allocation, Record
 from unit.commandline import Run, runner
@@ -99,6 +100,15 @@ def test_data_is_on_stdout_and_remarks_are_not(run: Run, hosted: FakeSite) -> No
     assert json.loads(spoken.out)["operation"]["state"] == "done"
     quiet = run("--quiet", "-v", "allocate", "web", "--cpu-quota", "60%")
     assert quiet.err == ""
+
+
+def test_a_table_that_a_terminal_would_break_apart_is_records() -> None:
+    cells = [["PROBE", "SEEN", "LOST"], ["kvm", "x" * 40, "y" * 40], ["psi", "z" * 40, "-"]]
+    table = list(laid_out(cells, None))
+    assert table[0].split() == cells[0]
+    assert list(laid_out(cells, 40)) == table, "a row of two lines can be read, however long its end is"
+    records = list(laid_out(cells, 30))
+    assert records == ["PROBE  kvm", f"SEEN   {'x' * 40}", f"LOST   {'y' * 40}", "", "PROBE  psi", f"SEEN   {'z' * 40}"]
 
 
 def test_a_key_gives_the_first_answer(run: Run, hosted: FakeSite) -> None:
