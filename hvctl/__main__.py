@@ -25,8 +25,7 @@ def main() -> None:
 
         app()
     except HvctlError as e:
-        if "--debug" in sys.argv:
-            raise
+        _trace()
         from hvctl.cli.render import complain
 
         complain(e)
@@ -36,8 +35,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         # The net under the adapters: what the system refuses is never a traceback.
-        if "--debug" in sys.argv:
-            raise
+        _trace()
         from hvctl.cli.render import complain
         from hvctl.errors import UnreachableError
 
@@ -46,6 +44,15 @@ def main() -> None:
         error = UnreachableError(f"{where}{e.strerror or e}.", "run hvctl as root" if denied else "hvctl doctor")
         complain(error)
         sys.exit(error.exit)
+
+
+def _trace() -> None:
+    """With --debug, which is hvctl's own only before the program of `vm exec`; the exit status stays what it is."""
+    words = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
 
 
 def _refuse_bytes(word: str) -> None:

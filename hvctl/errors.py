@@ -10,6 +10,7 @@ HvctlError 1
 ├── UndoneError 8          failed, and everything is as it was
 ├── NotUndoneError 9       failed, and something is not as it was
 └── GuestError 1           the guest or its agent refused, or answered nonsense
+Interrupted 130            Ctrl-C, which is no error of hvctl's
 """
 
 from __future__ import annotations
@@ -78,3 +79,11 @@ class NotUndoneError(HvctlError):
 
 class GuestError(HvctlError):
     exit = Exit.FAILED
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of an operation, which stays open: no error, so that nobody takes it for one and goes on."""
+
+    def __init__(self, told: HvctlError) -> None:
+        super().__init__(told.message)
+        self.told = told

@@ -143,14 +143,19 @@ def _from_file(path: Path, known: set[str]) -> dict[str, tuple[Any, str]]:
     return {n: (_value(n, v, str(path)), str(path)) for n, v in document.items()}
 
 
+def config_files(env: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where settings may stand, the weaker first. A file that this user may not read sets nothing for it."""
+    xdg = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME") or Path.home()) / ".config")
+    return SYSTEM_CONFIG, Path(xdg) / "hvctl" / "config.toml"
+
+
 def load_settings(flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """The settings in force; `origins` tells for each one that is not the default where it came from."""
     env = os.environ if env is None else env
     known = {f.name for f in fields(Settings)} - {"origins"}
     found: dict[str, tuple[Any, str]] = {}
-    found |= _from_file(SYSTEM_CONFIG, known)
-    xdg = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME") or Path.home()) / ".config")
-    found |= _from_file(Path(xdg) / "hvctl" / "config.toml", known)
+    for path in config_files(env):
+        found |= _from_file(path, known)
     if uri := env.get("LIBVIRT_DEFAULT_URI"):
         found["uri"] = (uri, "LIBVIRT_DEFAULT_URI")
     for name in known:

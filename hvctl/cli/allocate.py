@@ -66,8 +66,10 @@ def allocate(
 ) -> None:
     """Change what a running or stopped VM may use: one plan, applied whole or undone.
 
-    Examples: hvctl allocate ci-1 --vcpus 2 --memory 512MiB
-    hvctl allocate ci-1 --net-in 20Mbit --net-out none --iops 500
+    \b
+    Examples:
+      hvctl allocate ci-1 --vcpus 2 --memory 512MiB
+      hvctl allocate ci-1 --net-in 20Mbit --net-out none --iops 500
     """
     nics = NicChange(nic, _limit(net_in, parse_rate), _limit(net_out, parse_rate))
     disks = DiskChange(

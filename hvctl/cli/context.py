@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hvctl.cli.printable import printable
+from hvctl.errors import Interrupted
 from hvctl.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ class Globals:
         from hvctl.engine.runtime import open_engine
 
         with open_engine(self.settings(), self.progress) as engine:
-            yield engine
+            try:
+                yield engine
+            except Interrupted as e:
+                from hvctl.cli.render import complain
+
+                complain(e.told)
+                raise
 
 
 def globals_of(context: typer.Context) -> Globals:

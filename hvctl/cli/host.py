@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ import typer
 from hvctl import codec
 from hvctl.cli import render
 from hvctl.cli.context import Format, Globals, globals_of
-from hvctl.cli.options import ExitCode
+from hvctl.cli.options import ExitCodeUnlessYes
 from hvctl.cli.render import Column
 from hvctl.errors import Exit
+from hvctl.settings import config_files
 
 app = typer.Typer(help="The hypervisor host: prepare it for hvctl.", no_args_is_help=True)
 config = typer.Typer(help="Settings and where they come from.", no_args_is_help=True)
@@ -42,6 +44,8 @@ def doctor(
     options = globals_of(context)
     names = [n for n in probe or () if n != "drift"]
     found: list[Finding] = []
+    if os.geteuid():
+        options.say("not run as root: what is denied below may be denied for that alone")
     if names or not probe:
         found += examine(options.settings(), names)
     if not probe or "drift" in probe:
@@ -71,7 +75,7 @@ def _drift(options: Globals, fix: bool) -> list[Any]:
 def prepare(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Make the changes; without, they are only shown.")] = False,
-    exit_code: ExitCode = False,
+    exit_code: ExitCodeUnlessYes = False,
 ) -> None:
     """Show, and with --yes make, what this host needs: folders, libvirt's memory_backing_dir, services.
 
@@ -100,6 +104,9 @@ def show(context: typer.Context) -> None:
     """Show every setting in force and where its value came from."""
     options = globals_of(context)
     settings = options.settings()
+    for path in config_files(os.environ):
+        if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+            options.say(f"{path} cannot be read by this user: what it sets is not in force here")
     data = [
         {
             "name": f.name,

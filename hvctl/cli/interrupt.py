@@ -67,8 +67,7 @@ def interrupt(
             _outcomes(options, outcomes)
             return
         if due:
-            for report in verbs.due(engine):
-                _report(options, report)
+            _due(options, verbs.due(engine, dry_run=dry_run))
             return
         ask = Ask(
             need(wanted or ""),
@@ -120,6 +119,9 @@ def resume(
         options.say(f"warning: {warning}")
 
 
+DESCRIBED = (
+    "scheduled", "at", "reasons", "shrinks", "victims", "given_up", "rejected", "demand", "operations", "warnings",
+)  # fmt: skip
 AWAY = (
     Column("vm_name", "VM"),
     Column("rung", "HOW"),
@@ -181,6 +183,14 @@ def _report(options: Globals, report: Any) -> None:
         render.outcome(options, outcome)
     for warning in report.warnings:
         options.say(f"warning: {warning}")
+
+
+def _due(options: Globals, reports: list[Any]) -> None:
+    """Every demand that was begun in one document."""
+    if options.format is not Format.TABLE:
+        render.rows(options, "interruptions", [_described(r) for r in reports], [Column(k, k) for k in DESCRIBED])
+    for report in reports if options.format is Format.TABLE else ():
+        _report(options, report)
 
 
 def _described(report: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -51,9 +52,9 @@ def show(context: typer.Context, number: Annotated[int, typer.Argument(metavar="
     options = globals_of(context)
     data = codec.dump(journal.operation(options.settings(), number))
     lines = [(c.heading.lower(), c.text(data[c.key])) for c in COLUMNS]
-    lines.append(("request", str(data["request"])))
+    lines.append(("request", json.dumps(data["request"], ensure_ascii=False)))
     for i, step in enumerate(data["steps"], start=1):
-        facts = " ".join(f"{k}={v}" for k, v in step["facts"].items())
+        facts = render.in_words(step["facts"])
         text = f"{step['name']} {step['detail']}: {step['outcome']} in {format_seconds(step['seconds'])} {facts}"
         lines.append((f"step {i}", text.rstrip()))
     render.detail(options, "operation", data, lines)

@@ -20,6 +20,10 @@ ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="micro or debian
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 ExitCode = Annotated[bool, typer.Option("--exit-code", help="With --dry-run: exit 10 if something would change.")]
 
+ExitCodeUnlessYes = Annotated[
+    bool, typer.Option("--exit-code", help="Without --yes: exit 10 if something would change.")
+]
+
 
 def bounded(seconds: float) -> float:
     """The callback of options in seconds: neither infinite nor `nan`, which no comparison finds."""

@@ -38,6 +38,7 @@ _WORDS: dict[str, Callable[[int], str]] = {
     "network": format_rate,
     "iops": lambda v: f"{v} IOPS",
 }
+NONE = "none"
 _AMOUNTS = ("total", "reserve", "capacity", "allocated", "used", "forecast", "reserved", "free")
 POOL = (
     Column("resource", "RESOURCE"),
@@ -106,27 +107,36 @@ def set_(
     cpu_overcommit: Annotated[float | None, typer.Option(metavar="RATIO", help="CPUs promised per CPU.")] = None,
     memory_overcommit: Annotated[float | None, typer.Option(metavar="RATIO", help="Memory promised per byte.")] = None,
     reserve_cpus: Annotated[int | None, typer.Option(metavar="N", min=0, help="CPUs the host keeps.")] = None,
-    reserve_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory the host keeps.")] = None,
-    network: Annotated[str | None, typer.Option(metavar="RATE", help="Bandwidth that may be promised.")] = None,
-    iops: Annotated[str | None, typer.Option(metavar="N", help="IOPS that may be promised.")] = None,
+    reserve_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory the host keeps; or none.")] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Bandwidth that may be promised; or none.")
+    ] = None,
+    iops: Annotated[str | None, typer.Option(metavar="N", help="IOPS that may be promised; or none.")] = None,
 ) -> None:
-    """Set what of this host may be promised. It is kept in the database, and goes before the settings' own values."""
+    """Set what of this host may be promised. It is kept in the database, and goes before the settings' own values,
+    which `none` goes back to."""
     from hvctl.operations import pool as verbs
 
     limits = Limits(
         cpu_overcommit,
         memory_overcommit,
         reserve_cpus,
-        None if reserve_memory is None else parse_size(reserve_memory),
-        None if network is None else parse_rate(network),
-        None if iops is None else count(iops),
+        _given(reserve_memory, parse_size),
+        _given(network, parse_rate),
+        _given(iops, count),
     )
-    if limits == Limits():
+    texts = {"reserve_memory": reserve_memory, "network_capacity": network, "iops_capacity": iops}
+    unset = frozenset(name for name, text in texts.items() if text == NONE)
+    if limits == Limits() and not unset:
         raise UsageError("pool set was not told what to set.", "hvctl pool set --help lists what there is")
     options = globals_of(context)
     with options.engine() as engine:
-        made = codec.dump(verbs.set_limits(engine, limits))
+        made = codec.dump(verbs.set_limits(engine, limits, unset))
     render.detail(options, "pool", made, [(k, "-" if v is None else str(v)) for k, v in made.items()])
+
+
+def _given(text: str | None, parse: Callable[[str], int]) -> int | None:
+    return None if text in (None, NONE) else parse(text)
 
 
 # --- reservations
@@ -198,6 +208,7 @@ def create(
         ends = None if lasts is None else begins + parse_duration(lasts)
         wanted = Wanted(owner, reason, size, begins, ends, life)
         made = verbs.described(verbs.reserve(engine, wanted, key=options.key, dry_run=dry_run), engine.clock())
+        made["id"] = None if dry_run else made["id"]
     _shown(options, made)
 
 

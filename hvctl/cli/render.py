@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,28 @@ def _flat(value: Any) -> Any:
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    cells = [list(headings), *([one_line(c) for c in line] for line in lines)]
+    for text in laid_out(cells, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
+        print(text)
+
+
+def laid_out(cells: Sequence[Sequence[str]], terminal: int | None) -> Iterator[str]:
+    """Lines of a table, whose first row are the headings. Where its last column would begin only in the second half of
+    a row's second line on the terminal (its columns; None: there is none), nobody can read along a column any more:
+    then a line a value."""
     from rich.cells import cell_len
 
-    cells = [list(headings), *([one_line(c) for c in line] for line in lines)]
-    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(headings))]
-    for line in cells:
-        padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip())
+    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    if terminal is None or sum(widths[:-1]) + 2 * (len(widths) - 1) <= terminal * 3 // 2:
+        for line in cells:
+            padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
+            yield "  ".join(padded).rstrip()
+        return
+    width = max(cell_len(heading) for heading in cells[0])
+    for number, line in enumerate(cells[1:]):
+        if number:
+            yield ""
+        yield from (f"{h:<{width}}  {c}" for h, c in zip(cells[0], line, strict=True) if c != "-")
 
 
 def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
@@ -86,6 +102,11 @@ def detail(context: Globals, name: str, data: Mapping[str, Any], lines: Sequence
         width = max((len(k) for k, _ in lines), default=0)
         for key, value in lines:
             print(f"{key:<{width}}  {one_line(value)}".rstrip())
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """What a step found out, a fraction no longer than it is true."""
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in facts.items())
 
 
 def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]] = ()) -> None:
@@ -110,7 +131,7 @@ def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, st
         number = f", operation {result.operation}" if result.operation else ""
         print(printable(f"{result.goal}: {result.state}{reasons} in {format_seconds(result.seconds)}{number}"))
         for record in result.steps:
-            facts = " ".join(f"{k}={v}" for k, v in record.facts.items())
+            facts = in_words(record.facts)
             done = "" if record.outcome == "done" else f" {record.outcome}"
             shown = f"  {record.name} {record.detail}{done}".rstrip()
             print(printable(f"{shown}  {format_seconds(record.seconds)}  {facts}".rstrip()))

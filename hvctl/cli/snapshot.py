@@ -214,10 +214,11 @@ def _foretold(told: dict[str, Any]) -> list[str]:
     lines = [f"class: {told['coherence']}"] if "coherence" in told else []
     lines.append(f"parts: {', '.join(told['scope'])}")
     if expected := told["expected"]:
+        paused = expected["paused"]
+        pause = "no pause" if paused is None else f"{format_seconds(paused)} of pause"
         written = "" if expected["bytes"] is None else f", {format_size(expected['bytes'])} of RAM"
-        lines.append(
-            f"expected: {format_seconds(expected['paused'])} of pause{written} (of {expected['resets']} resets)"
-        )
+        took = format_seconds(expected["took"])
+        lines.append(f"expected: {pause}{written}, {took} in all (of {expected['resets']} resets)")
     else:
         lines.append("expected: not known, there was no such reset yet")
     return lines

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hvctl.cli import render
-from hvctl.cli.context import Format, globals_of
+from hvctl.cli.context import Format, Globals, globals_of
 from hvctl.cli.options import bounded
-from hvctl.cli.printable import printable
+from hvctl.cli.printable import one_line
 from hvctl.cli.render import Column
 from hvctl.units import format_rate, format_size
 
@@ -53,8 +53,9 @@ def top(
         if options.format is not Format.TABLE:
             lines = [line.document() for line in _last(watched, interval, count or 1)]
             render.rows(options, "vms", lines, [Column(key, key) for key in FLAT])
+            _say(options, watched)
         elif sys.stdout.isatty():
-            _live(watched, interval, count)
+            _live(watched, interval, count, sort.value)
         else:
             for look in range(count or 1):
                 if look:
@@ -62,6 +63,12 @@ def top(
                 rows = [_row(line.document()) for line in watched.look(interval)]
                 render.rows(options, "vms", rows, COLUMNS)
                 sys.stdout.flush()
+                _say(options, watched)
+
+
+def _say(options: Globals, watched: Top) -> None:
+    if watched.gap:
+        options.say(f"no rates this time: {watched.gap}")
 
 
 def _last(watched: Top, interval: float, count: int) -> Sequence[Any]:
@@ -71,18 +78,20 @@ def _last(watched: Top, interval: float, count: int) -> Sequence[Any]:
     return watched.look(interval)
 
 
-def _live(watched: Top, interval: float, count: int | None) -> None:
+def _live(watched: Top, interval: float, count: int | None, sort: str) -> None:
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
-    def table() -> Table:
-        made = Table(box=None, header_style="bold", pad_edge=False)
-        for column in COLUMNS:
+    def table(width: int) -> Table:
+        rows = [_row(line.document()) for line in watched.look(interval)]
+        columns = fitting(rows, width, sort)
+        gap = f"no rates this time: {watched.gap}" if watched.gap else None
+        made = Table(box=None, header_style="bold", pad_edge=False, caption=gap, caption_justify="left")
+        for column in columns:
             made.add_column(column.heading, no_wrap=True)
-        for line in watched.look(interval):
-            row = _row(line.document())
-            made.add_row(*(Text(printable(c.text(row[c.key])).replace("\n", "\\n")) for c in COLUMNS))
+        for row in rows:
+            made.add_row(*(Text(one_line(c.text(row[c.key]))) for c in columns))
         return made
 
     with Live(auto_refresh=False, screen=count is None) as live:
@@ -90,8 +99,23 @@ def _live(watched: Top, interval: float, count: int | None) -> None:
         while count is None or looks < count:
             if looks:
                 time.sleep(interval)
-            live.update(table(), refresh=True)
+            live.update(table(live.console.width), refresh=True)
             looks += 1
+
+
+def fitting(rows: Sequence[Mapping[str, Any]], width: int, sort: str) -> list[Column]:
+    """The columns that a terminal of `width` characters has room for, what is sorted by among them: a few that can be
+    read, and not all cut short."""
+    shown = list(COLUMNS)
+    for key in EXPENDABLE:
+        if sum(_width(c, rows) + GAP for c in shown) - GAP <= width:
+            break
+        shown = [c for c in shown if c.key != key or key == sort]
+    return shown
+
+
+def _width(column: Column, rows: Sequence[Mapping[str, Any]]) -> int:
+    return max([len(column.heading), *(len(one_line(column.text(row[column.key]))) for row in rows)])
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,3 +171,5 @@ COLUMNS = (
     Column("promised", "PROMISED"),
     Column("trend", "TREND"),
 )
+EXPENDABLE = ("trend", "iops", "promised", "forecast", "network", "disk")
+GAP = 2

@@ -9,7 +9,7 @@ import typer
 
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
-from hvctl.cli.options import DryRun, ExitCode, VmName, bounded, pending
+from hvctl.cli.options import DryRun, ExitCode, ExitCodeUnlessYes, VmName, bounded, pending
 from hvctl.cli.printable import printable
 from hvctl.cli.render import Column
 from hvctl.errors import RefusedError, UsageError
@@ -127,7 +127,8 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("name", data["name"]),
         ("uuid", data["uuid"]),
-        ("state", f"{data['state']} ({data['reason']})"),
+        ("state", data["state"] if data["reason"] == "unknown" else f"{data['state']} ({data['reason']})"),
+        ("agent", _agent(data)),
         ("accelerator", f"{data['accel']}: {data['accel_reason']}"),
         ("process", f"pid {process['pid']}" if process else "-"),
         ("vcpus", f"{allocation['vcpus']} of {data['max_vcpus']}"),
@@ -155,6 +156,12 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("console", data["console"] or "-"),
     ]
     return lines
+
+
+def _agent(data: dict[str, Any]) -> str:
+    if not data["has_agent"]:
+        return "no channel for one"
+    return "connected" if data["agent_connected"] else "not connected"
 
 
 def _promised(allocation: dict[str, Any]) -> str:
@@ -279,7 +286,7 @@ def adopt(
     context: typer.Context,
     vm: VmName,
     yes: Annotated[bool, typer.Option("--yes", help="Apply it; without, the change is only shown.")] = False,
-    exit_code: ExitCode = False,
+    exit_code: ExitCodeUnlessYes = False,
 ) -> None:
     """Show, and with --yes apply, the XML change that a foreign domain needs for warm resets."""
     from hvctl.operations import inspect

@@ -91,5 +91,5 @@ def admit(
         return None
     return Refusal(
         f"it does not fit on this host: {'; '.join(lacking)}.",
-        f"held by {', '.join(holding)}" if holding else "the host itself is too small: see `hvctl config show`",
+        f"held by {', '.join(holding)}" if holding else "the host itself is too small: see `hvctl pool show`",
     )

@@ -3,7 +3,7 @@ ever ends or removes a VM, and what belongs to a VM that is merely not listed is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,8 +40,8 @@ class Drift:
 class Facts:
     """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
     owner, state folders, snapshots, operations that are open though nobody holds their lock, and by VM the load of a
-    saved snapshot that ended without taking back or giving up the disks from before it, and what snapshots left in its
-    disks whose RAM is gone."""
+    saved snapshot that ended without taking back or giving up the disks from before it, what snapshots left in its
+    disks whose RAM is gone, which VMs have an operation that is open, and which are quarantined, with what ends it."""
 
     vms: Sequence[Vm]
     promised: Mapping[str, tuple[str, Record | None]]
@@ -51,6 +51,12 @@ class Facts:
     orphans: Sequence[Operation]
     kept: Mapping[str, str]
     stray: Mapping[str, Sequence[StrayTag]]
+    opened: Set[str]
+    quarantined: Mapping[str, tuple[str, str]]
+
+
+# Reasons of libvirt's for a pause that somebody wanted, or that ends by itself.
+_MEANT = ("user", "starting-up")
 
 
 def drifts(facts: Facts) -> tuple[Drift, ...]:
@@ -59,6 +65,7 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
     known = {vm.uuid: vm for vm in facts.vms}
     own = {*facts.promised, *facts.folders}
     found = [d for vm in facts.vms for d in _of_vm(vm, facts.promised.get(vm.uuid), vm.uuid in own)]
+    found += [d for vm in facts.vms for d in _paused(vm, facts, vm.uuid in own)]
     for uuid, (name, _) in facts.promised.items():
         if uuid not in known:
             found.append(Drift(uuid, name, "promised, but libvirt does not list it", "hvctl doctor --fix", Mend.FORGET))
@@ -71,7 +78,8 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
             found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
     for uuid in facts.folders:
         if uuid not in known:
-            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", "look, then remove it by hand"))
+            remedy = f"look into vms/{uuid} of the state_dir in hvctl config show, then remove it by hand"
+            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", remedy))
     found += _of_snapshots(facts.snapshots, known)
     for uuid, load in facts.kept.items():
         name = known[uuid].name if uuid in known else uuid
@@ -109,9 +117,20 @@ def _of_vm(vm: Vm, promise: tuple[str, Record | None] | None, own: bool) -> list
         if nic.foreign:
             detail = f"{nic.tap} carries traffic control that hvctl did not make: {nic.foreign}"
             found.append(Drift(vm.uuid, vm.name, detail, f"tc qdisc show dev {nic.tap}"))
-    if vm.state is State.PAUSED and vm.reason not in ("user", "starting up"):
-        found.append(Drift(vm.uuid, vm.name, f"paused: {vm.reason}", f"virsh resume {vm.name}, once the cause is gone"))
     return found
+
+
+def _paused(vm: Vm, facts: Facts, own: bool) -> list[Drift]:
+    """A guest that may be of two moments must not go on: what ends its operation, or its quarantine, is the remedy. One
+    of another database may be in the middle of such an operation, where libvirt knows of no reason."""
+    if vm.uuid in facts.quarantined:
+        why, remedy = facts.quarantined[vm.uuid]
+        return [Drift(vm.uuid, vm.name, f"quarantined: {why}", remedy)]
+    if vm.state is not State.PAUSED or vm.reason in _MEANT or vm.uuid in facts.opened:
+        return []
+    if vm.reason == "unknown" and not own:
+        return []
+    return [Drift(vm.uuid, vm.name, f"paused: {vm.reason}", f"virsh resume {vm.name}, once the cause is gone")]
 
 
 def _differences(promised: Allocation, actual: Allocation) -> list[str]:

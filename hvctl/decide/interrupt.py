@@ -118,7 +118,7 @@ def plan_interruption(facts: Facts, ask: Ask, choose: Choose = cheapest_cover) -
     chosen = _victims(facts, ask, able, lacking, choose)
     if chosen is None:
         most = sum((s.holds for s in able), Resources())
-        why = "; ".join(message for _, message in rejected[:5])
+        why = "; ".join(message.removesuffix(".") for _, message in rejected[:5])
         return Refusal(
             f"this host cannot free {in_words(lacking)} by interruptions: those that may be interrupted hold "
             f"{in_words(most)} together{f' ({why})' if why else ''}.",

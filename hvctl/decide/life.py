@@ -97,7 +97,8 @@ def plan_protect(vm: Vm, on: bool) -> Plan:
     record = vm.record or Record(vm.allocation)
     if record.protected is on and vm.record is not None:
         return Plan(f"protect {vm.name}", (), (f"it is {'protected' if on else 'not protected'} already",))
-    return Plan(f"protect {vm.name}", (SetRecord(vm.uuid, replace(record, protected=on)),))
+    now = "protected from now on" if on else "not protected any more"
+    return Plan(f"protect {vm.name}", (SetRecord(vm.uuid, replace(record, protected=on)),), (now,))
 
 
 def plan_set(vm: Vm, priority: int | None, interruptible: bool | None) -> Plan | Refusal:
@@ -113,7 +114,12 @@ def plan_set(vm: Vm, priority: int | None, interruptible: bool | None) -> Plan |
     )
     if new == vm.record:
         return Plan(f"set {vm.name}", (), ("it is as asked already",))
-    return Plan(f"set {vm.name}", (SetRecord(vm.uuid, new),))
+    changes = []
+    if new.priority != record.priority:
+        changes.append(f"priority {record.priority} -> {new.priority}")
+    if new.interruptible is not record.interruptible:
+        changes.append("interruptible" if new.interruptible else "not interruptible")
+    return Plan(f"set {vm.name}", (SetRecord(vm.uuid, new),), tuple(changes))
 
 
 def plan_guard(vm: Vm, watch: Watch | None, stored: Watch | None) -> tuple[Plan, Record]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from hvctl import codec
 from hvctl.engine.execute import Execution, StepError
 from hvctl.engine.lock import VmLock
+from hvctl.engine.quarantine import way_out
 from hvctl.engine.site import Site
 from hvctl.errors import BusyError, HvctlError, NotUndoneError, RefusedError, UndoneError
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
@@ -35,8 +39,16 @@ def failed(site: Site, lock: VmLock, operation: Operation, run: Execution, error
     lock.clear()
     hint = f"hvctl vm start {operation.vm_name} boots it from its disks" if lost else error.hint
     if error.torn and not lost:
-        hint = f"hvctl vm stop {operation.vm_name} --force, then start it: it boots from its disks"
+        hint = f"{way_out(operation.vm_name)}: it boots from its disks"
     raise kind(f"{what} {tail}", hint) from error.cause
+
+
+def left_open(operation: Operation) -> HvctlError:
+    """What is said when whoever asked for it ends hvctl half-way."""
+    what = f"{operation.kind} of {operation.vm_name} was interrupted"
+    return HvctlError(
+        f"{what}: operation {operation.id} stays open, and its guest may be paused.", "hvctl recover ends it"
+    )
 
 
 def _process_ended(site: Site, operation: Operation) -> bool:
@@ -49,10 +61,15 @@ def _process_ended(site: Site, operation: Operation) -> bool:
     return before.vm is not None and now.process != before.vm.process
 
 
-def replayed(kind: Kind, known: Operation) -> Outcome:
-    """The answer that this key's operation got the first time."""
-    if known.kind is not kind:
-        raise RefusedError(f"this key was used for {known.kind} of {known.vm_name}.", "use a new --key")
+def replayed(kind: Kind, known: Operation, ref: str, request: dict[str, Any]) -> Outcome:
+    """The answer that this key's operation got the first time. RefusedError for another request: it was not done, and
+    may not look as if it was."""
+    same_vm = ref in (known.vm_name, known.vm_uuid)
+    if known.kind is not kind or not same_vm or known.request != json.loads(json.dumps(request)):
+        raise RefusedError(
+            f"this key was used for {known.kind} of {known.vm_name}, which was not the same request.",
+            f"hvctl operation show {known.id} shows it; use a new --key",
+        )
     if known.state is OpState.OPEN:
         raise BusyError(f"operation {known.id} with this key is still open.", "hvctl operation show " + str(known.id))
     if known.state is not OpState.DONE:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from hvctl.decide.afterstart import HOUR, peaks
 from hvctl.decide.needs import Known, expected_need, promised_need
+from hvctl.engine.observe import balloon_of
 from hvctl.model.forecast import Answerer
 from hvctl.model.pool import Need
 from hvctl.model.prediction import Prediction
@@ -83,5 +84,5 @@ class Expected:
     def _held_by_kernel(self, vm: Vm) -> int:
         if not (vm.state.active and vm.has_balloon):
             return 0
-        balloon = self._engine.host.domains.balloon(vm.uuid)
+        balloon = balloon_of(self._engine.host, vm)
         return 0 if balloon.total is None else max(0, balloon.actual - balloon.total)

@@ -12,7 +12,7 @@ from hvctl.decide.interrupt import Facts
 from hvctl.decide.victims import Seen
 from hvctl.engine.handover import capacity
 from hvctl.engine.iops import lately
-from hvctl.engine.observe import observe_all
+from hvctl.engine.observe import balloon_of, observe_all
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import Ledger
 from hvctl.model.operation import Kind, Operation, OpState
@@ -58,7 +58,7 @@ def seen_of(
         vm,
         holds if holds.any else resources(vm.allocation),
         engine.needs(vm, back),
-        balloon=engine.host.domains.balloon(vm.uuid) if wanted and vm.has_balloon else None,
+        balloon=balloon_of(engine.host, vm) if wanted and vm.has_balloon else None,
         age=_age(engine.clock(), mine),
         restart=_restarts(mine),
         snapshots=len(engine.host.machine.snapshots(vm.uuid)) if wanted else 0,

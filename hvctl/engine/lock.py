@@ -62,6 +62,11 @@ def _parse(line: bytes) -> Mark | None:
         return None
 
 
+def why_not(folder: Path) -> str:
+    """The hint where a lock cannot be made."""
+    return "run hvctl as root" if os.geteuid() else f"see whether its file system became read-only: findmnt -T {folder}"
+
+
 @contextmanager
 def vm_lock(folder: Path, uuid: str, wait: float) -> Iterator[VmLock]:
     """The VM's lock, or BusyError after `wait` seconds. flock has no timed form, hence the short poll."""
@@ -69,7 +74,7 @@ def vm_lock(folder: Path, uuid: str, wait: float) -> Iterator[VmLock]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
-        raise UnreachableError(f"the lock of the VM cannot be opened: {e}.", "run hvctl as root") from e
+        raise UnreachableError(f"the lock of the VM cannot be opened: {e}.", why_not(folder)) from e
     try:
         deadline = time.monotonic() + wait
         while True:

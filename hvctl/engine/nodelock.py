@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hvctl.engine.lock import why_not
 from hvctl.errors import BusyError, UnreachableError
 
 FILE = "node.lock"
@@ -49,7 +50,7 @@ def held(path: Path, what: str, hint: str) -> Iterator[int]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
-        raise UnreachableError(f"the lock {path} cannot be opened: {e.strerror}.", "run hvctl as root") from e
+        raise UnreachableError(f"the lock {path} cannot be opened: {e.strerror}.", why_not(path.parent)) from e
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

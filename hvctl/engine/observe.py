@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from hvctl.adapters.guest import agent
-from hvctl.errors import HvctlError
+from hvctl.errors import HvctlError, NotFoundError
 from hvctl.model.allocation import NicLimit
-from hvctl.model.vm import State, Vm
+from hvctl.model.vm import Balloon, State, Vm
 from hvctl.ports import Host
 
 AGENT_SECONDS = 1.0
@@ -24,6 +24,14 @@ def observe(host: Host, ref: str, *, guest: bool = False) -> Vm:
 def observe_all(host: Host, *, guest: bool = False) -> tuple[Vm, ...]:
     found = (_with_network(host, vm) for vm in host.domains.list())
     return tuple(_with_online(vm, _online(host, vm) if guest else None) for vm in found)
+
+
+def balloon_of(host: Host, vm: Vm) -> Balloon:
+    """Also of a VM that is gone since it was observed: then nothing is reported."""
+    try:
+        return host.domains.balloon(vm.uuid)
+    except NotFoundError:
+        return Balloon(vm.allocation.memory)
 
 
 def promised_vcpus(vm: Vm) -> Vm:

@@ -9,23 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hvctl import codec
-from hvctl.engine.endings import failed, replayed
+from hvctl.engine.endings import failed, left_open, replayed
 from hvctl.engine.execute import Execution, StepError
 from hvctl.engine.handover import admission, pool_move
 from hvctl.engine.learned import learned
 from hvctl.engine.lock import VmLock, vm_lock
 from hvctl.engine.observe import observe
+from hvctl.engine.quarantine import refuse_quarantined
 from hvctl.engine.recover import recover_vm
 from hvctl.engine.site import Site
-from hvctl.errors import BusyError, HvctlError, RefusedError
+from hvctl.errors import BusyError, HvctlError, Interrupted, RefusedError
 from hvctl.model.allocation import Record, Resources, resources
 from hvctl.model.host import FORGET, Forget, Promise
 from hvctl.model.operation import Before, Kind, Operation, OpState, Outcome, Phase
 from hvctl.model.plan import Enter, Plan, Refusal
 from hvctl.model.stepwords import step_detail, step_name
-from hvctl.model.vm import Process, Vm
-
-ENDS_QUARANTINE = (Kind.STOP, Kind.DELETE)
+from hvctl.model.vm import Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Engine(Site):
         """What change() would do now: the same decision and the same admission, no effect."""
         with self.released():
             vm = self._observed(ref) if ref else None
-            decision = _decided(decide(vm))
+            decision = self._decision(kind, vm, decide)
         check = admission(self, vm, decision.wanted, vm.uuid if vm else "", vm.name if vm else name)
         if check:
             check(self.store.ledger(self.facts.name))
@@ -70,27 +69,27 @@ class Engine(Site):
         self, kind: Kind, ref: str, request: dict[str, Any], decide: Decide, *, key: str | None = None, new: str = ""
     ) -> Outcome:
         """Run one operation on the VM `ref` (of a VM to create: its uuid, and its name in `new`)."""
-        if known := self._known(key):
-            return replayed(kind, known)
+        asked = new or ref
+        if answer := self.answered(kind, asked, request, key):
+            return answer
         self.sweep()
         began = time.monotonic()
         uuid = ref if new else self.host.domains.uuid(ref)
         with self.released(), vm_lock(self.settings.locks_dir, uuid, self.settings.lock_wait) as lock:
             recover_vm(self, lock, uuid)
-            if known := self._known(key):
-                return replayed(kind, known)
+            if answer := self.answered(kind, asked, request, key):
+                return answer
             vm = None if new else self._observed(uuid)
             name = vm.name if vm else new
             try:
-                decision = _decided(decide(vm))
+                decision = self._decision(kind, vm, decide)
             except RefusedError:
                 # The same request, a moment ahead of this one, may be what stands in its way.
-                if known := self._known(key):
-                    return replayed(kind, known)
+                if answer := self.answered(kind, asked, request, key):
+                    return answer
                 raise
             if not decision.plan.steps:
                 return self._outcome(kind, uuid, name, OpState.DONE, decision)
-            self._refuse_quarantined(kind, uuid, vm)
             return self._run(lock, kind, uuid, name, request, decision, key, began)
 
     def _run(
@@ -118,7 +117,7 @@ class Engine(Site):
             held=decision.wanted,
         )
         if key and (operation.state is not OpState.OPEN or operation.vm_uuid != uuid):
-            return replayed(kind, self._known(key) or operation)
+            return replayed(kind, self._known(key) or operation, name, request)
         self.faults.point(kind.value, "row", "after")
         lock.mark(operation.id, Phase.BEGUN)
         self.faults.point(kind.value, "begun", "after")
@@ -128,6 +127,8 @@ class Engine(Site):
             run.run(decision.plan)
         except StepError as e:
             failed(self, lock, operation, run, e)
+        except KeyboardInterrupt as e:
+            raise Interrupted(left_open(operation)) from e
         if run.kept_memory is not None and decision.goal:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}
@@ -176,19 +177,21 @@ class Engine(Site):
             return vm
         return replace(vm, record=self.store.record_of(self.facts.name, vm.uuid))
 
-    def _refuse_quarantined(self, kind: Kind, uuid: str, vm: Vm | None) -> None:
-        """Only another QEMU process ends a quarantine: a later operation that was undone does not."""
-        if kind in ENDS_QUARANTINE or vm is None or vm.process is None:
-            return
-        last = next(iter(self.store.operations(self.facts.name, uuid, OpState.QUARANTINED, limit=1)), None)
-        if last is None:
-            return
-        before, found = codec.load(Before, last.before), (last.result or {}).get("process")
-        if vm.process in (before.vm and before.vm.process, found and codec.load(Process, found)):
-            raise RefusedError(
-                f"{vm.name} is quarantined since operation {last.id}: {last.reason}",
-                f"hvctl vm stop {vm.name} --force, then start it",
-            )
+    def _decision(self, kind: Kind, vm: Vm | None, decide: Decide) -> Decision:
+        """That a guest may not go on is said before whatever else is in the way of it."""
+        try:
+            decision = _decided(decide(vm))
+        except RefusedError:
+            refuse_quarantined(self, kind, vm)
+            raise
+        if decision.plan.steps:
+            refuse_quarantined(self, kind, vm)
+        return decision
+
+    def answered(self, kind: Kind, ref: str, request: dict[str, Any], key: str | None) -> Outcome | None:
+        """What this request with this key was answered before; ref is the VM as it was asked for."""
+        known = self._known(key)
+        return None if known is None else replayed(kind, known, ref, request)
 
     def _known(self, key: str | None) -> Operation | None:
         """The operation of this key once it has ended: its owner is waited for, or, when it is dead, recovered."""

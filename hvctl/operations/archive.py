@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvctl.adapters.libvirt.domainxml_read import board
+from hvctl.adapters.probes.ramdir import filesystem
 from hvctl.decide.archive import plan_load, plan_save, refuse_load
 from hvctl.decide.reset import after_reset, binding_difference
 from hvctl.engine.operate import Decision, Engine
@@ -22,6 +23,8 @@ from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import Vm
 from hvctl.operations.snapshot import NAME, find
 from hvctl.settings import Settings
+
+IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def save(engine: Engine, ref: str, name: str, folder: str, *, dry_run: bool = False, key: str | None = None) -> Outcome:
@@ -50,6 +53,9 @@ def save(engine: Engine, ref: str, name: str, folder: str, *, dry_run: bool = Fa
         plan = plan_save(vm, snapshot, machine.hardware(vm), place, room)
         if isinstance(plan, Refusal):
             return plan
+        kind = filesystem(Path(place).parent)
+        if kind in IN_MEMORY:
+            plan = replace(plan, reasons=(f"on {kind}: it does not outlive a restart of the host",))
         before = Before(vm=vm, snapshot=snapshot, archive=place)
         return Decision(plan, before, result={"snapshot": snapshot.name, "id": snapshot.id, "to": place})
 

@@ -32,14 +32,12 @@ def away(engine: Engine) -> tuple[Away, ...]:
 
 def resume(engine: Engine, refs: Sequence[str], *, dry_run: bool = False, key: str | None = None) -> Returned:
     """These VMs, each or an error."""
-    found = away(engine)
-    chosen = []
-    for ref in refs:
-        one = next((a for a in found if ref in (a.vm_name, a.vm_uuid)), None)
-        if one is None:
-            raise NotFoundError(f"{ref} is not away.", "hvctl resume without a VM lists those that are")
-        chosen.append(one)
-    outcomes = [_one(engine, one, dry_run, f"{key}-{i}" if key else None) for i, one in enumerate(chosen)]
+    found, keys = away(engine), {ref: f"{key}-{ref}" for ref in refs} if key else {}
+    chosen = {ref: one for ref in refs if (one := next((a for a in found if ref in (a.vm_name, a.vm_uuid)), None))}
+    known = {ref: answer for ref in refs if (answer := _answered(engine, ref, keys.get(ref)))}
+    if left := [ref for ref in refs if ref not in chosen | known]:
+        raise NotFoundError(f"{left[0]} is not away.", "hvctl resume without a VM lists those that are")
+    outcomes = [known.get(ref) or _one(engine, chosen[ref], dry_run, keys.get(ref)) for ref in refs]
     done = Progress()
     if not dry_run:
         restore_neighbours(engine, done)
@@ -65,6 +63,12 @@ def due(engine: Engine, *, dry_run: bool = False) -> Returned:
     if not dry_run:
         restore_neighbours(engine, done)
     return Returned((*outcomes, *done.outcomes), tuple(left), tuple(done.warnings))
+
+
+def _answered(engine: Engine, ref: str, key: str | None) -> Outcome | None:
+    """What a return that was asked for with this key was answered; which one it was its row says."""
+    known = engine.store.operation_of_key(engine.facts.name, key) if key else None
+    return None if known is None else engine.answered(Kind.RESUME, ref, known.request, key)
 
 
 def _goal(vm: Vm, one: Away) -> Record:

@@ -12,6 +12,7 @@ from hvctl.decide.drift import Drift, Facts, Mend, drifts
 from hvctl.engine.lock import free
 from hvctl.engine.observe import observe_all
 from hvctl.engine.operate import Decision, Engine
+from hvctl.engine.quarantine import quarantine, way_out
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Record
 from hvctl.model.finding import Finding, degraded, ok
@@ -28,11 +29,11 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     promised = {p.vm_uuid: (p.vm_name, engine.store.record_of(name, p.vm_uuid)) for p in engine.store.promises(name)}
     folders, opened = host.storage.folders(), engine.store.open_operations(name)
     orphans = [o for o in opened if free(engine.settings.locks_dir, o.vm_uuid)]
-    loading = {o.vm_uuid for o in opened}
-    kept = {u: load for u in folders if u not in loading and (load := host.storage.kept_disks(u))}
+    busy = {o.vm_uuid for o in opened}
+    kept = {u: load for u in folders if u not in busy and (load := host.storage.kept_disks(u))}
     vms = observe_all(host, guest=True)
     # What is being made of another database's VM nobody here knows.
-    own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in loading]
+    own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in busy]
     stray = {vm.uuid: tags for vm in own if (tags := host.machine.stray_tags(vm))}
     host.machine.release()
     return drifts(
@@ -45,6 +46,12 @@ def look(engine: Engine) -> tuple[Drift, ...]:
             orphans,
             kept,
             stray,
+            busy,
+            {
+                vm.uuid: (f"operation {o.id}: {o.reason}", way_out(vm.name))
+                for vm in vms
+                if (o := quarantine(engine, vm))
+            },
         )
     )
 

@@ -24,8 +24,8 @@ from hvctl.model.operation import Outcome
 from hvctl.model.plan import Refusal
 from hvctl.model.pool import Errand, Held, Neighbour, Reservation, Rung
 from hvctl.operations.demand import Progress, carry_on, finish, keep_returns, returns_of
-from hvctl.operations.pool import fresh, release
-from hvctl.operations.victim import interrupt_one
+from hvctl.operations.pool import fresh, release, same_request
+from hvctl.operations.victim import answered, interrupt_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def for_need(engine: Engine, ask: Ask, *, dry_run: bool = False, key: str | None
     if not dry_run:
         engine.sweep()
         finish(engine, done)
-    if known := _of_key(engine, key):
+    if known := _of_key(engine, ask, key):
         return Report(None, known, tuple(done.outcomes), tuple(done.warnings), known.state is Held.SCHEDULED)
     facts = interruption_facts(engine, ask.back)
     plan = plan_interruption(facts, ask)
@@ -62,14 +62,16 @@ def for_need(engine: Engine, ask: Ask, *, dry_run: bool = False, key: str | None
     return Report(plan, demand, tuple(done.outcomes), warnings, demand.state is Held.SCHEDULED)
 
 
-def _of_key(engine: Engine, key: str | None) -> Reservation | None:
-    """The demand that this key was used for."""
+def _of_key(engine: Engine, ask: Ask, key: str | None) -> Reservation | None:
+    """The demand that this key was used for; RefusedError if that was another one."""
     if key is None:
         return None
     every = engine.store.pool.reservations(engine.facts.name, ended=True)
     known = next((r for r in every if r.key == key), None)
     if known is not None and known.state is Held.ENDED:
         raise RefusedError(f"the demand {known.id} with this key has ended.", "use a new --key")
+    if known is not None:
+        same_request(known, ask.owner, ask.need)
     return known
 
 
@@ -99,7 +101,7 @@ def _held(engine: Engine, ask: Ask, plan: Interruption, later: bool, key: str | 
     return made[0]
 
 
-def due(engine: Engine) -> list[Report]:
+def due(engine: Engine, *, dry_run: bool = False) -> list[Report]:
     """Begin the demands whose time has come."""
     reports = []
     for one in engine.store.pool.reservations(engine.facts.name):
@@ -109,9 +111,11 @@ def due(engine: Engine) -> list[Report]:
         errand = one.errand
         ask = Ask(one.size, one.owner, seconds, errand.back, engine.clock(), errand.rungs, errand.grace)
         try:
-            reports.append(for_need(engine, ask, key=f"{one.key or 'scheduled'}-{one.id}"))
+            reports.append(for_need(engine, ask, dry_run=dry_run, key=f"{one.key or 'scheduled'}-{one.id}"))
         except HvctlError as e:
             engine.progress(f"demand {one.id} waits: {e.message}")
+            continue
+        if dry_run:
             continue
         engine.store.pool.change(
             engine.facts.name, one.id, lambda r, _: replace(r, state=Held.ENDED, closed_at=r.starts_at)
@@ -130,21 +134,35 @@ def vms(
     dry_run: bool = False,
     key: str | None = None,
 ) -> list[Outcome]:
-    """Interrupt these VMs, for nobody in particular; room for their return is kept as far as there is any."""
+    """Interrupt these VMs, for nobody in particular; room for their return is kept as far as there is any. Who cannot
+    be interrupted is refused before anybody is."""
+    keys = {ref: f"{key}-{ref}" for ref in refs} if key else {}
+
+    def one(ref: str, returns: int | None = None, dry_run: bool = True) -> Outcome:
+        return interrupt_one(
+            engine, ref, rung, back=back, grace=grace, reason=reason, returns=returns, dry_run=dry_run,
+            key=keys.get(ref),
+        )  # fmt: skip
+
+    known = {ref: known for ref in refs if (known := answered(engine, ref, rung, reason, keys.get(ref)))}
+    planned = [one(ref) for ref in refs if ref not in known]
+    if dry_run:
+        return planned
     outcomes = []
     for ref in refs:
-        returns = None if dry_run else _return_of(engine, ref, rung, back)
-        number = None if returns is None else returns.id
+        if ref in known:
+            outcomes.append(known[ref])
+            continue
+        returns = _return_of(engine, ref, rung, back)
         try:
-            outcome = interrupt_one(
-                engine, ref, rung, back=back, grace=grace, reason=reason, returns=number, dry_run=dry_run,
-                key=f"{key}-{ref}" if key else None,
-            )  # fmt: skip
+            outcome = one(ref, returns.id, dry_run=False)
         except (RefusedError, UndoneError):
-            if number is not None:
-                release(engine, number)
+            release(engine, returns.id)
             raise
-        if returns is not None and (short := returns.size - returns.granted).any:
+        if not outcome.plan:
+            # The same request did it a moment ago, and has kept the room already.
+            release(engine, returns.id)
+        elif (short := returns.size - returns.granted).any:
             outcome = replace(outcome, warnings=(*outcome.warnings, f"{in_words(short)} of its return is not held"))
         outcomes.append(outcome)
     return outcomes

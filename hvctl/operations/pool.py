@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from hvctl.decide.pool import lines, used_by
 from hvctl.decide.reservations import Wanted, hit_rates, in_force, new_reservation, settled
 from hvctl.engine.handover import capacity, limited, room_for
 from hvctl.engine.iops import lately
-from hvctl.engine.observe import observe_all
+from hvctl.engine.observe import balloon_of, observe_all
 from hvctl.engine.operate import Engine
 from hvctl.errors import RefusedError, UsageError
 from hvctl.model.allocation import Resources
@@ -47,7 +48,7 @@ def observed_use(engine: Engine, vms: tuple[Vm, ...]) -> dict[str, dict[str, int
     for vm in vms:
         if not vm.state.active:
             continue
-        balloon = engine.host.domains.balloon(vm.uuid)
+        balloon = balloon_of(engine.host, vm)
         memory = balloon.actual - (balloon.usable or 0) if balloon.reported else balloon.actual
         use = counted.get(vm.uuid)
         found[vm.uuid] = {
@@ -63,11 +64,12 @@ def limits(engine: Engine) -> Limits:
     return engine.store.pool.limits(engine.facts.name)
 
 
-def set_limits(engine: Engine, changed: Limits) -> Limits:
-    """Change what is named. Nobody loses what was promised before, even where it is more than there then is."""
+def set_limits(engine: Engine, changed: Limits, unset: Set[str] = frozenset()) -> Limits:
+    """Change what is named; the fields in `unset` are the settings' again. Nobody loses what was promised before, even
+    where it is more than there then is."""
     now = limits(engine)
     given = {f.name: v for f in fields(changed) if (v := getattr(changed, f.name)) is not None}
-    new = replace(now, **given)
+    new = replace(now, **given, **dict.fromkeys(unset))
     for name in ("cpu_overcommit", "memory_overcommit"):
         ratio = getattr(new, name)
         if ratio is not None and not 0 < ratio <= 100:
@@ -102,7 +104,15 @@ def reserve(engine: Engine, wanted: Wanted, *, key: str | None = None, dry_run: 
     if dry_run:
         return replace(new, granted=grant(engine.store.ledger(engine.facts.name), new))
     (made,) = engine.store.pool.reserve(engine.facts.name, (new,), grant, key)
+    same_request(made, new.owner, new.size)
     return made
+
+
+def same_request(made: Reservation, owner: str, size: Resources) -> None:
+    """RefusedError if this reservation, which a key led to, is not what was asked for."""
+    if (made.owner, made.size) != (owner, size):
+        words = ", ".join(text(v) for n, text in FORMAT.items() if (v := getattr(made.size, n)))
+        raise RefusedError(f"this key was used for reservation {made.id} of {made.owner}: {words}.", "use a new --key")
 
 
 def release(engine: Engine, number: int) -> Reservation:

@@ -3,6 +3,7 @@ after its returns beside what was predicted, and what it is forecast to need aft
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hvctl.adapters.store.samples import JOB_TYPE
@@ -60,14 +61,15 @@ def _job_type(vm: Vm | None) -> str | None:
 
 
 def _use(engine: Engine, uuid: str, now: float) -> tuple[dict[str, Any], int | None]:
-    """Averages and peaks, and the end of the newest row. A peak of a sum is at most the sum of the peaks."""
+    """Averages and peaks, and the end of the newest row. A peak of a sum is at most the sum of the peaks; that of a row
+    from elsewhere, which has none, is at least its mean."""
     columns = [f"{part}_{s}" for parts, _ in _MEASURES.values() for part in parts for s in ("mean", "max")]
     rows = engine.store.samples.series(int(now - WEEK), int(now), host=engine.facts.name, uuids=[uuid], columns=columns)
     found = {}
     for name, (parts, factor) in _MEASURES.items():
         average = [_mean(rows[f"{part}_mean"]) for part in parts]
-        peak = [_total([rows[f"{part}_max"][i] for part in parts]) for i in range(len(rows["at"]))]
-        peaks = [p for p in peak if p is not None]
+        most = [_highest(rows[f"{part}_max"], rows[f"{part}_mean"]) for part in parts]
+        peaks = [p for row in zip(*most, strict=True) if (p := _total(row)) is not None]
         whole = _total(average)
         found[name] = {
             "average": None if whole is None else whole * factor,
@@ -81,7 +83,11 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _total(values: list[float | None]) -> float | None:
+def _highest(peaks: Sequence[float | None], means: Sequence[float | None]) -> list[float | None]:
+    return [mean if peak is None else peak for peak, mean in zip(peaks, means, strict=True)]
+
+
+def _total(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return sum(known) if len(known) == len(values) else None
 

@@ -33,6 +33,7 @@ from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
 from hvctl.model.snapshot import Binding, Range, Snapshot
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State, Vm
+from hvctl.units import moment
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -219,11 +220,18 @@ def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wish
 
 
 def expected(engine: Engine, uuid: str, request: dict[str, Any]) -> dict[str, Any]:
-    """What earlier resets of the same parts to the same snapshot took: medians, and of how many; empty without any."""
+    """What earlier resets of the same parts to the same snapshot took: medians, and of how many; empty without any.
+    paused and bytes are None of parts that go back while the guest runs; took is all of the operation, in seconds."""
     earlier = engine.store.operations(engine.facts.name, uuid, OpState.DONE, limit=100)
     like = [o for o in earlier if o.kind is Kind.RESET and all(o.request.get(k) == request[k] for k in ("to", "scope"))]
     paused = [o.result["paused"] for o in like if o.result and "paused" in o.result]
     written = [o.result["bytes"] for o in like if o.result and "bytes" in o.result]
-    if not paused:
+    took = [moment(o.closed_at) - moment(o.opened_at) for o in like if o.closed_at]
+    if not took:
         return {}
-    return {"resets": len(paused), "paused": median(paused), "bytes": int(median(written)) if written else None}
+    return {
+        "resets": len(took),
+        "paused": median(paused) if paused else None,
+        "bytes": int(median(written)) if written else None,
+        "took": median(took),
+    }

@@ -81,13 +81,15 @@ class Line:
 
 
 class Top:
-    """Looks again and again; sort is the resource that the busiest VM comes first by."""
+    """Looks again and again; sort is the resource that the busiest VM comes first by. gap: why the last look tells of
+    nobody, None if it does tell."""
 
     def __init__(self, engine: Engine, sort: Resource, forecasts: Forecasts = kept_forecasts) -> None:
         self._engine = engine
         self._sort = sort
         self._forecasts = forecasts
         self._before: Reading | None = None
+        self.gap: str | None = None
         self._trends: dict[str, deque[Sample]] = {}
 
     def look(self, interval: float) -> list[Line]:
@@ -131,11 +133,11 @@ class Top:
             self._before = meter.read()
             time.sleep(interval)
         now = meter.read()
-        samples = used(self._before, now, float("inf")).samples
-        self._before = now
-        for sample in samples:
+        found = used(self._before, now, float("inf"))
+        self._before, self.gap = now, found.gap
+        for sample in found.samples:
             self._trends.setdefault(sample.uuid, deque(maxlen=TREND)).append(sample)
-        return {s.uuid: list(self._trends[s.uuid]) for s in samples}
+        return {s.uuid: list(self._trends[s.uuid]) for s in found.samples}
 
 
 def _use(sample: Sample) -> Use:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hvctl.decide.admission import holders
 from hvctl.decide.away import plan_away
@@ -59,10 +60,18 @@ def interrupt_one(
         result = {"rung": rung.value, "returns_at": away.return_at, "demand": away.demand, "forecast": away.forecast}
         return Decision(plan, before, goal=goal, holds=holds, result=result)
 
-    request = {"rung": rung.value, "demand": None if demand is None else demand.id, "reason": reason}
     if dry_run:
         return engine.preview(Kind.INTERRUPT, ref, ref, decide)
-    return engine.change(Kind.INTERRUPT, ref, request, decide, key=key)
+    return engine.change(Kind.INTERRUPT, ref, _request(rung, reason, demand), decide, key=key)
+
+
+def answered(engine: Engine, ref: str, rung: Rung, reason: str, key: str | None) -> Outcome | None:
+    """What this interruption with this key was answered before."""
+    return engine.answered(Kind.INTERRUPT, ref, _request(rung, reason, None), key)
+
+
+def _request(rung: Rung, reason: str, demand: Reservation | None) -> dict[str, Any]:
+    return {"rung": rung.value, "demand": None if demand is None else demand.id, "reason": reason}
 
 
 def _seen(engine: Engine, vm: Vm, back: float) -> Seen:

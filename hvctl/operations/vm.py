@@ -151,9 +151,12 @@ def start(engine: Engine, ref: str, *, dry_run: bool = False, key: str | None = 
 
     def decide(found: Vm | None) -> Decision | Refusal:
         vm = _present(found, ref)
-        saved = (a for a in engine.store.pool.away(engine.facts.name) if a.vm_uuid == vm.uuid and a.rung is Rung.SAVE)
-        if next(saved, None) is not None and not vm.state.active:
+        away = next((a for a in engine.store.pool.away(engine.facts.name) if a.vm_uuid == vm.uuid), None)
+        if away and away.rung is Rung.SAVE and not vm.state.active:
             return Refusal(f"{vm.name} was interrupted, and its guest is saved.", f"hvctl resume {vm.name}")
+        if away and vm.state is State.PAUSED:
+            # virsh would have it run on what was given to others.
+            return Refusal(f"{vm.name} was interrupted, and is paused.", f"hvctl resume {vm.name}")
         plan = life.plan_start(vm, _layers(engine, vm))
         if isinstance(plan, Refusal):
             return plan

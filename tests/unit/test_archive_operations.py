@@ -98,6 +98,16 @@ def test_the_guest_runs_while_it_is_saved(engine: Engine, site: FakeSite, then: 
     assert done.result["compressed"] > 0
 
 
+def test_a_place_in_memory_is_told(
+    engine: Engine, site: FakeSite, then: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "filesystem", lambda _: "ext4")
+    assert archive.save(engine, "a", "s", "/another", dry_run=True).reasons == ()
+    monkeypatch.setattr(archive, "filesystem", lambda _: "tmpfs")
+    (why,) = archive.save(engine, "a", "s", "/another", dry_run=True).reasons
+    assert why == "on tmpfs: it does not outlive a restart of the host"
+
+
 def test_it_may_get_another_name(engine: Engine, off: dict[str, str]) -> None:
     load(engine, name="again")
     assert [s.name for s in engine.host.machine.snapshots()] == ["again"]

@@ -16,6 +16,7 @@ import yaml
 from faults.command import FakeSite
 
 from hvctl.cli import complete
+from hvctl.cli.render import laid_out
 from hvctl.errors import Exit
 from hvctl.model.allocation import Allocation, Record
 from unit.commandline import Run, runner
@@ -101,6 +102,15 @@ def test_data_is_on_stdout_and_remarks_are_not(run: Run, hosted: FakeSite) -> No
     assert quiet.err == ""
 
 
+def test_a_table_that_a_terminal_would_break_apart_is_records() -> None:
+    cells = [["PROBE", "SEEN", "LOST"], ["kvm", "x" * 40, "y" * 40], ["psi", "z" * 40, "-"]]
+    table = list(laid_out(cells, None))
+    assert table[0].split() == cells[0]
+    assert list(laid_out(cells, 40)) == table, "a row of two lines can be read, however long its end is"
+    records = list(laid_out(cells, 30))
+    assert records == ["PROBE  kvm", f"SEEN   {'x' * 40}", f"LOST   {'y' * 40}", "", "PROBE  psi", f"SEEN   {'z' * 40}"]
+
+
 def test_a_key_gives_the_first_answer(run: Run, hosted: FakeSite) -> None:
     first, again = (run("--key", "k", "-f", "json", "allocate", "web", "--cpu-quota", "50%") for _ in range(2))
     numbers = {json.loads(r.out)["operation"]["operation"] for r in (first, again)}
@@ -159,6 +169,23 @@ def test_exit_statuses(run: Run, hosted: FakeSite, monkeypatch: pytest.MonkeyPat
     assert bool(ran.err) is (status not in (Exit.DONE, Exit.CHANGES_PENDING))
 
 
+def test_ctrl_c_says_what_it_left(run: Run, hosted: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hvctl.engine.execute import Execution
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Execution, "run", interrupted)
+        ran = run("allocate", "web", "--cpu-quota", "50%")
+    assert (ran.status, ran.out) == (130, "")
+    assert ran.err.splitlines() == [
+        "hvctl: allocate of web was interrupted: operation 1 stays open, and its guest may be paused.",
+        "  hint: hvctl recover ends it",
+    ]
+    assert "undone" in run("recover").out
+
+
 def test_a_foreign_exit_status_is_the_programs(run: Run, hosted: FakeSite) -> None:
     from hvctl.adapters.fake.state import Exec
 
@@ -170,10 +197,10 @@ def test_a_foreign_exit_status_is_the_programs(run: Run, hosted: FakeSite) -> No
 
 
 def test_debug_shows_where_an_error_comes_from(run: Run, hosted: FakeSite) -> None:
-    from hvctl.errors import NotFoundError
-
-    with pytest.raises(NotFoundError):
-        run("--debug", "vm", "show", "nobody")
+    ran = run("--debug", "vm", "show", "nobody")
+    assert (ran.status, "Traceback" in ran.err) == (Exit.NOT_FOUND, True)
+    assert ran.err.splitlines()[-2].startswith("hvctl: there is no VM")
+    assert "Traceback" not in run("vm", "exec", "nobody", "--", "gdb", "--debug").err
 
 
 def test_long_names_of_the_root_flags(run: Run, hosted: FakeSite) -> None:
@@ -228,6 +255,7 @@ def test_a_whole_life(run: Run, site: FakeSite) -> None:
     limits = tuple(tap if word == "hv0" else word for word in limits)
     assert run("allocate", "new", *limits, "--force", "--best-effort").status == 0
     assert site.world.vm("new").allocation.disks[0].iops_burst == 200
+    assert "would do (protected from now on)" in run("vm", "protect", "new", "--dry-run").out
     assert run("vm", "protect", "new").status == 0
     assert run("vm", "delete", "new", "--force").status == Exit.REFUSED
     assert run("vm", "protect", "new", "--off").status == 0
@@ -249,7 +277,9 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     for name in ("spot", "other"):
         site.world.add_vm(name, memory=512 << 20, nics=0, disks=())
     choose = ("vm", "set", "spot", "--priority", "100", "--interruptible")
-    assert run(*choose, "--dry-run", "--exit-code").status == Exit.CHANGES_PENDING
+    would = run(*choose, "--dry-run", "--exit-code")
+    assert would.status == Exit.CHANGES_PENDING
+    assert would.out.startswith("set spot: would do (priority 500 -> 100; interruptible)\n")
     assert run(*choose).status == 0
     assert run("vm", "set", "other", "--no-interruptible").status == 0
     assert run("vm", "set", "other").status == Exit.USAGE
@@ -257,13 +287,17 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     limits = ("--cpu-overcommit", "2", "--memory-overcommit", "1", "--reserve-cpus", "1", "--reserve-memory", "62GiB")
     assert run("pool", "set", *limits, "--network", "1Gbit", "--iops", "5000").status == 0
     assert run("pool", "set").status == Exit.USAGE
+    unset = json.loads(run("-f", "json", "pool", "set", "--iops", "none", "--reserve-cpus", "0").out)["pool"]
+    assert (unset["iops_capacity"], unset["network_capacity"], unset["reserve_cpus"]) == (None, 10**9, 0)
+    assert run("pool", "set", "--iops", "5000", "--reserve-cpus", "1").status == 0
     shown = json.loads(run("-f", "json", "pool", "show").out)["pool"]
     assert [r["resource"] for r in shown] == ["cpu", "memory", "network", "iops"]
     assert (shown[1]["capacity"], shown[1]["free"]) == (2 << 30, 1 << 30)
     assert "1 GiB" in run("pool", "show").out
     kept = ("--cpu", "1.5", "--memory", "256MiB", "--net", "10Mbit", "--iops", "100", "--reason", "a release")
     when = ("--from", "+1h", "--for", "2h", "--half-life", "10min")
-    assert run("reserve", "create", "build-7", *kept, *when, "--dry-run").status == 0
+    would = run("-f", "json", "reserve", "create", "build-7", *kept, *when, "--dry-run")
+    assert json.loads(would.out)["reservation"]["id"] is None
     assert run("reserve", "create", "build-7", *kept, *when).status == 0
     assert run("reserve", "create", "build-8", "--memory", "9GiB").status == Exit.REFUSED
     assert "build-7" in run("reserve", "list").out
@@ -281,7 +315,8 @@ def test_a_pool_and_who_goes_for_whom(run: Run, site: FakeSite) -> None:
     assert (done["demand"]["state"], [v["vm"] for v in done["victims"]]) == ("held", ["spot"])
     assert "spot" in run("resume").out
     assert run("resume", "--due", "--dry-run").status == 0
-    assert run("interrupt", "--due").status == 0
+    for dry_run in ((), ("--dry-run",)):
+        assert json.loads(run("-f", "json", "interrupt", "--due", *dry_run).out)["interruptions"] == []
     assert run("reserve", "release", str(done["demand"]["id"])).status == 0
     assert run("resume", "spot").status == 0
     assert run("interrupt", "spot", "--reason", "maintenance", "--grace", "1").status == 0
@@ -297,6 +332,18 @@ def test_config_show_hides_the_password(run: Run, site: FakeSite, monkeypatch: p
         assert ran.status == 0
         assert "geheim" not in ran.out + ran.err
         assert "HVCTL_DATABASE_URL" in ran.out
+
+
+def test_config_show_says_which_file_it_could_not_read(
+    run: Run, site: FakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hvctl" / "config.toml"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run("config", "show").err == ""
+    monkeypatch.setattr("os.access", lambda path, mode: path != file or mode == os.F_OK)
+    assert str(file) in run("config", "show").err
 
 
 def test_the_connection_on_the_line_wins(run: Run, hosted: FakeSite, tmp_path: Path) -> None:

@@ -279,6 +279,28 @@ def test_a_guest_that_an_error_paused_is_reported(engine: Engine, site: FakeSite
     site.world.resume("a")
     site.world.pause("a")
     assert found(engine) == [], "who pauses a VM knows it"
+    site.world.resume("a")
+    site.world.pause("a", "starting-up")
+    assert found(engine) == [], "that ends by itself"
+    site.world.add_vm("foreign")
+    site.world.pause("foreign", "unknown")
+    assert found(engine) == [], "another database may have it paused for a reset"
+
+
+def test_a_guest_of_two_moments_is_not_to_be_resumed(engine: Engine, site: FakeSite, vm: str) -> None:
+    """Neither while its reset is open, nor when it is quarantined: virsh would let it run."""
+    snapshots.take(engine, "a", "s")
+    site.world.spoil("a")
+    site.world.fail("load_state", "DeadlineError")
+    with pytest.raises(NotUndoneError):
+        snapshots.reset(engine, "a", "s")
+    site.world.pause("a", "unknown")
+    assert [(d.mend, d.remedy) for d in doctor.look(engine)] == [(Mend.RECOVER, "hvctl recover")]
+    site.world.fail("load_state", "GuestError")
+    engine.sweep()
+    (drift,) = doctor.look(engine)
+    assert (drift.mend, drift.remedy) == (Mend.NOTHING, "hvctl vm stop a --force, then start it")
+    assert drift.detail.startswith(f"quarantined: operation {last(engine).id}: ")
 
 
 def test_a_mending_that_fails_hides_no_other(engine: Engine, site: FakeSite, vm: str) -> None:

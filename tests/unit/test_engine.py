@@ -270,7 +270,8 @@ def test_a_failed_load_never_continues_the_guest(engine: Engine, site: FakeSite)
     assert last(engine).state is OpState.QUARANTINED
     for again in (lambda: snapshots.reset(engine, "a", "s"), lambda: allocate(engine, "a", GROWN),
                   lambda: snapshots.take(engine, "a", "t"), lambda: snapshots.delete(engine, "a", "s"),
-                  lambda: verbs.protect(engine, "a", True)):  # fmt: skip
+                  lambda: verbs.protect(engine, "a", True), lambda: verbs.start(engine, "a"),
+                  lambda: allocate(engine, "a", GROWN, dry_run=True)):  # fmt: skip
         with pytest.raises(RefusedError, match="quarantined"):
             again()
     engine.sweep()

@@ -147,6 +147,19 @@ def test_a_key_is_of_one_kind(engine: Engine, site: FakeSite) -> None:
     assert site.world.vm("a").allocation.cpu_quota is None
 
 
+def test_a_key_is_of_one_request(engine: Engine, site: FakeSite) -> None:
+    """A retry is told what was done; a request that was not done is not told that it was."""
+    add_image(site)
+    for name in ("a", "b"):
+        verbs.create(engine, new_vm(name))
+    allocate(engine, "a", Change(cpu_quota=50), key="k1")
+    for name, change in (("a", Change(cpu_quota=60)), ("b", Change(cpu_quota=50))):
+        with pytest.raises(RefusedError, match="used for allocate of a, which was not the same request"):
+            allocate(engine, name, change, key="k1")
+    assert [site.world.vm(n).allocation.cpu_quota for n in ("a", "b")] == [50, None]
+    assert allocate(engine, site.world.vm("a").uuid, Change(cpu_quota=50), key="k1").state is OpState.DONE
+
+
 def test_a_retry_of_what_failed_says_how_it_ended(engine: Engine, site: FakeSite) -> None:
     add_image(site)
     verbs.create(engine, new_vm("a"))

@@ -31,6 +31,7 @@ from hvctl.operations import forecast as verbs
 from hvctl.operations import model as models
 from hvctl.operations import profile
 from hvctl.operations.forecast import Question, forecast_vm
+from hvctl.operations.series import import_file
 from unit.commandline import Run, runner
 from unit.fleets import fleet
 from unit.record import MIB, NOW, put
@@ -283,6 +284,17 @@ def test_a_profile(site: FakeSite, engine: Engine, run: Run) -> None:
     assert shown.status == 0, shown.err
     assert vm in shown.out.splitlines()[0]
     assert "interruptions" in shown.out
+
+
+def test_a_profile_of_rows_from_elsewhere(engine: Engine, vm: str, tmp_path: Path) -> None:
+    """They have means alone: a peak below the average is none."""
+    engine.clock = lambda: NOW
+    trace = tmp_path / "trace.csv"
+    lines = [f"{vm},{int(NOW) // 300 - n},1,256,{cores},100" for n, cores in ((3, 0.2), (2, 0.6), (1, 0.4))]
+    trace.write_text("\n".join(["vm,slot,cores,mem_cap_mb,cpu_cores,mem_active_mb", *lines]))
+    import_file(engine, trace)
+    cpu = profile.show(engine, "a")["cpu_cores"]
+    assert (cpu["average"], cpu["peak"]) == (pytest.approx(0.4), pytest.approx(0.6))
 
 
 def test_a_profile_of_a_vm_that_nobody_measured(engine: Engine, vm: str, run: Run) -> None:

@@ -163,6 +163,9 @@ def test_unknown_names_say_what_helps(settings: Settings) -> None:
     with pytest.raises(NotFoundError) as image:
         imagestore.find(settings, "micro")
     assert image.value.hint == "build it: hvctl image build micro"
+    with pytest.raises(NotFoundError) as image:
+        imagestore.find(settings, "mcro")
+    assert image.value.hint == "hvctl image build knows debian, micro"
     with pytest.raises(NotFoundError) as recipe:
         imagebuild.load_recipe("../micro")
     assert recipe.value.hint == "recipes: debian, micro"

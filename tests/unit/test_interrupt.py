@@ -427,6 +427,9 @@ def test_a_delayed_demand_begins_when_its_time_has_come(site: FakeSite) -> None:
         assert hurried.plan is not None
         assert hurried.plan.given_up
     with small(site, 1112, later=HOUR) as engine:
+        (would,) = interrupt.due(engine, dry_run=True)
+        assert would.demand is None
+        assert site.world.vm("spot").state is State.RUNNING
         (begun,) = interrupt.due(engine)
         assert begun.demand is not None
         assert begun.demand.state is Held.HELD
@@ -445,6 +448,61 @@ def test_a_request_with_the_same_key_is_the_same_demand(site: FakeSite, memory: 
         assert again.demand is not None
         assert first.demand.id == again.demand.id
         assert len(gone(engine)) == victims
+
+
+def test_a_key_of_another_demand_is_refused(site: FakeSite) -> None:
+    add(site, "one")
+    wanted = pool.Wanted("ci-9", "", Resources(memory=100 * MIB), 1000.0, None)
+    with small(site, 1024) as engine:
+        interrupt.for_need(engine, saves(400), key="k")
+        with pytest.raises(RefusedError, match="this key was used for reservation 1 of new: 400 MiB"):
+            interrupt.for_need(engine, saves(200), key="k")
+        pool.reserve(engine, wanted, key="r")
+        assert pool.reserve(engine, wanted, key="r").id == pool.reserve(engine, wanted, key="r").id
+        with pytest.raises(RefusedError, match="this key was used for reservation"):
+            pool.reserve(engine, replace(wanted, size=Resources(memory=90 * MIB)), key="r")
+
+
+def test_a_repeated_interruption_keeps_no_room_twice_and_a_repeated_return_is_answered(site: FakeSite) -> None:
+    add(site, "one")
+    with small(site, 2048) as engine:
+        first, again = (
+            interrupt.vms(engine, ["one"], Rung.PAUSE, back=60.0, grace=1.0, reason="", key="k") for _ in range(2)
+        )
+        assert (again[0].operation, again[0].plan) == (first[0].operation, ())
+        assert len(engine.store.pool.reservations(engine.facts.name)) == 1
+        back, told = (comeback.resume(engine, ["one"], key="b").outcomes[0] for _ in range(2))
+        assert (told.operation, told.plan) == (back.operation, ())
+        assert engine.store.pool.reservations(engine.facts.name) == ()
+        with pytest.raises(NotFoundError, match="one is not away"):
+            comeback.resume(engine, ["one"], key="another")
+
+
+def test_nobody_is_interrupted_when_one_of_them_cannot_be(site: FakeSite) -> None:
+    add(site, "one")
+    add(site, "firm", interruptible=False)
+    with small(site, 2048) as engine:
+        for others in (["firm"], ["nosuch"]):
+            with pytest.raises((RefusedError, NotFoundError)):
+                interrupt.vms(engine, ["one", *others], Rung.PAUSE, back=60.0, grace=1.0, reason="")
+        assert (gone(engine), engine.store.pool.reservations(engine.facts.name, ended=True)) == ({}, ())
+    assert site.world.vm("one").state is State.RUNNING
+
+
+def test_who_is_paused_for_others_is_not_sent_to_virsh(site: FakeSite) -> None:
+    add(site, "one")
+    with small(site, 2048) as engine:
+        interrupt.vms(engine, ["one"], Rung.PAUSE, back=60.0, grace=1.0, reason="")
+        with pytest.raises(RefusedError, match="was interrupted, and is paused") as refused:
+            verbs.start(engine, "one")
+        assert refused.value.hint == "hvctl resume one"
+
+
+def test_a_vm_that_goes_meanwhile_hides_no_pool(site: FakeSite) -> None:
+    add(site, "one")
+    with small(site, 1024) as engine:
+        site.world.fail("balloon", "NotFoundError")
+        assert [line["resource"] for line in pool.show(engine)] == ["cpu", "memory", "network", "iops"]
 
 
 class Meanwhile(Faults):

@@ -13,6 +13,7 @@ import pytest
 
 from hvctl.adapters.libvirt import agentcall as libvirt_agent
 from hvctl.adapters.libvirt import host as adapter
+from hvctl.adapters.libvirt import tuning
 from hvctl.adapters.libvirt.host import LibvirtDomains
 from hvctl.errors import DeadlineError, UnreachableError
 from hvctl.model.vm import State
@@ -95,3 +96,28 @@ def test_a_program_that_may_have_begun_is_unknown_and_not_unreachable(
     monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", lost)
     with pytest.raises(DeadlineError if begun else UnreachableError):
         libvirt_agent.ask(Opened(), "qemu:///system", "u", command, {}, 1.0)  # type: ignore[arg-type]
+
+
+class GoingOff:
+    """A domain that goes off between two questions."""
+
+    def __init__(self) -> None:
+        self.active = [True, False]
+
+    def isActive(self) -> bool:
+        return self.active.pop(0)
+
+    def memoryStats(self) -> dict[str, int]:
+        raise libvirt.libvirtError("domain is not running")
+
+    def XMLDesc(self, _flags: int) -> str:
+        return "<domain><name>a</name><uuid>11111111-2222-3333-4444-555555555555</uuid><memory>262144</memory></domain>"
+
+
+def test_a_domain_that_goes_off_while_it_is_looked_at_has_no_balloon() -> None:
+    domain = GoingOff()
+    found = tuning.balloon(domain)
+    assert (found.actual, found.reported) == (256 << 20, False)
+    domain.active = [True, True]
+    with pytest.raises(libvirt.libvirtError):
+        tuning.balloon(domain)

@@ -468,6 +468,17 @@ def test_a_database_that_is_missing_newer_or_damaged_fails(settings: Settings) -
     wrong(database.probe(settings), Health.FAILING)
 
 
+def test_a_database_that_became_read_only_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(settings.database) as store:
+        store.migrate()
+    opened = sqlite3.connect
+    read_only = lambda name, **more: opened(name.replace("mode=rw", "mode=ro"), **more)  # noqa: E731
+    monkeypatch.setattr("hvctl.adapters.store.database.sqlite3.connect", read_only)
+    found = database.probe(settings)
+    assert "it cannot be written" in wrong(found, Health.FAILING)
+    assert found.remedy.startswith("see whether its file system became read-only: findmnt -T ")
+
+
 # --- permissions
 
 

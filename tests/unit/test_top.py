@@ -10,7 +10,7 @@ import time
 import pytest
 from faults.command import FakeSite
 
-from hvctl.cli.top import sparkline
+from hvctl.cli.top import COLUMNS, fitting, sparkline
 from hvctl.engine.operate import Engine
 from hvctl.model.sample import Sample
 from hvctl.operations import top as module
@@ -143,6 +143,24 @@ def test_a_guests_name_is_no_escape_on_a_terminal(
     assert "\\x1b[31mred\\n[bold]x[/bold]" in shown
     assert "\x1b[31m" not in shown
     assert "0.5 of 1" in shown
+
+
+def test_a_look_that_says_nothing_says_why(site: FakeSite, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else an operator reads that there are no VMs."""
+    site.world.add_vm("a")
+    site.world.pass_time(0)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    done = run("top")
+    assert (len(done.out.splitlines()), done.err) == (1, "no rates this time: no time lies between two readings\n")
+
+
+def test_a_narrow_terminal_has_fewer_columns() -> None:
+    keys = [c.key for c in COLUMNS]
+    row = dict.fromkeys(keys, "x" * 10)
+    wide = len(keys) * 12 - 2
+    assert [c.key for c in fitting([row], wide, "cpu")] == keys
+    assert [c.key for c in fitting([row], wide - 1, "cpu")] == keys[:-1]
+    assert [c.key for c in fitting([row], 20, "network")] == ["name", "cpu", "memory", "network"]
 
 
 def test_sparklines() -> None:

@@ -38,7 +38,11 @@ def find(settings: Settings, name: str) -> Image:
     for image in list_images(settings):
         if image.name == name:
             return image
-    raise NotFoundError(f"there is no image {name!r}.", f"build it: hvctl image build {name}")
+    from hvctl.adapters.images.imagebuild import recipe_names
+
+    known = recipe_names()
+    hint = f"build it: hvctl image build {name}" if name in known else f"hvctl image build knows {', '.join(known)}"
+    raise NotFoundError(f"there is no image {name!r}.", hint)
 
 
 def load(folder: Path) -> Image | None:

@@ -167,7 +167,8 @@ def translate(error: libvirt.libvirtError, uri: str, what: str) -> HvctlError:
         )
     if code in _AGENT_SILENT:
         if "not connected" in text or "not available" in text:
-            return UnreachableError(f"the guest agent is not connected: {text}.", "wait until the guest has booted")
+            hint = "wait until the guest has booted: hvctl vm show VM tells whether its agent is connected"
+            return UnreachableError("the guest agent is not connected.", hint)
         return DeadlineError(f"the guest agent did not answer: {text}; the result is unknown.")
     if code in _REFUSED:
         return RefusedError(f"libvirt refuses to {what}: {text}.")

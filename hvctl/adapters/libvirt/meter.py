@@ -16,7 +16,7 @@ import libvirt
 from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.kernel.perfcounters import PerfCounters
 from hvctl.adapters.kernel.vmlife import Lives
-from hvctl.adapters.libvirt.calls import Connection, with_deadline
+from hvctl.adapters.libvirt.calls import Connection, clean, with_deadline
 from hvctl.adapters.network.guestconnections import Connections, tracked
 from hvctl.errors import DeadlineError, RefusedError
 from hvctl.model.meter import DiskCounters, NicCounters, Reading, VmReading
@@ -114,7 +114,8 @@ class LibvirtMeter:
         def begin(connection: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
             if not domain.isActive():
-                raise RefusedError("a VM that does not run dirties no memory.", "hvctl vm start starts it")
+                name = clean(domain.name(), 80)
+                raise RefusedError(f"{name} does not run, and dirties no memory.", f"hvctl vm start {name}")
             # By samples of pages. The exact way, by dirty bitmap, ends an emulating QEMU 7.2 with a failed assertion.
             domain.startDirtyRateCalc(seconds, 0)
 

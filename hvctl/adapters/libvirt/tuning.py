@@ -204,8 +204,17 @@ def memory_in_force(domain: Any, described: int) -> int:
 
 
 def balloon(domain: Any) -> Balloon:
-    if not domain.isActive():
-        return Balloon(actual=domainxml.read(domain.XMLDesc(0)).memory)
+    if domain.isActive():
+        try:
+            return _live_balloon(domain)
+        except libvirt.libvirtError:
+            # One that has gone off since is no fault of who looks at all of them.
+            if domain.isActive():
+                raise
+    return Balloon(actual=domainxml.read(domain.XMLDesc(0)).memory)
+
+
+def _live_balloon(domain: Any) -> Balloon:
     stats = domain.memoryStats()
     reported = stats.get("last_update", 0)
     if not reported:

@@ -1,4 +1,5 @@
-"""The database: it opens, its schema is this hvctl's, and its journal mode keeps what was acknowledged."""
+"""The database: it opens and takes a write, its schema is this hvctl's, and its journal mode keeps what was
+acknowledged."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ def probe(settings: Settings) -> Finding:
     try:
         with Store(settings.database) as store:
             store.check_schema()
+            store.check_writable()
     except HvctlError as e:
         remedy = e.hint or "hvctl host prepare --yes"
         return failing(NAME, e.message.removesuffix("."), LOST, remedy, fixable="host prepare" in remedy)

@@ -32,6 +32,7 @@ _SQLITE_CAUSES = {
     sqlite3.SQLITE_CORRUPT: "it is damaged",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database",
 }
+_DENIED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 
 
 def wal_is_safe(version: tuple[int, int, int]) -> bool:
@@ -156,6 +157,10 @@ class Database:
             return UnreachableError(f"{self.name} is not there.", "make it with: hvctl host prepare --yes")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             hint = f"move it away and run: hvctl doctor --fix (the VMs are not touched); copies: {self.path}.*"
+        elif code in _DENIED and os.geteuid() != 0:
+            hint = "run hvctl as root"
+        elif code == sqlite3.SQLITE_READONLY:
+            hint = f"see whether its file system became read-only: findmnt -T {self.path}"
         elif code == sqlite3.SQLITE_FULL:
             hint = "make room on its disk and run the command again"
         return UnreachableError(f"{self.name} cannot be used: {_SQLITE_CAUSES[code]} ({cause}).", hint)

@@ -75,6 +75,13 @@ class Store:
         """RefusedError unless the schema is this code's; changes nothing."""
         schema.check_schema(self._database)
 
+    def check_writable(self) -> None:
+        """UnreachableError if nothing could be written now, as on a file system that an error made read-only; BusyError
+        if another process writes for longer than anybody waits."""
+        with self._database.transaction(write=True) as connection:
+            # SQLite finds out only when it is to change something.
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
+
     # --- the journal
 
     def open_operation(
