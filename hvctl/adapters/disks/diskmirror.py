@@ -37,14 +37,12 @@ class _Mirror:
         try:
             if self._job() is None:
                 self._start()
-            self._await("ready")
-            if self._status() != _OVER:
+            if self._await("ready")["status"] != _OVER:
                 self._steps.send([("complete", "job-complete", {"id": JOB_ID})])
-            self._await(_OVER)
+            job = self._await(_OVER)
         finally:
             if self._resume:
                 self._steps.send([("go-on", "cont", {})])
-        job = self._job() or {}
         self._steps.send([("dismiss", "job-dismiss", {"id": JOB_ID})])
         if "error" in job:
             raise GuestError(f"QEMU's copy of what the guest wrote meanwhile failed: {job['error']}.")
@@ -61,27 +59,31 @@ class _Mirror:
         }
         self._steps.send([("mirror", "blockdev-mirror", arguments)])
 
-    def _await(self, status: str) -> None:
-        if self._reaches(status, PATIENCE_SECONDS if self._stop else STOPPED_SECONDS):
-            return
-        if self._stop:
+    def _await(self, status: str) -> Mapping[str, Any]:
+        """The job when it has come to this, or is over."""
+        job = self._reached(status, PATIENCE_SECONDS if self._stop else STOPPED_SECONDS)
+        if job is None and self._stop:
             self._stop, self._resume = False, True
             self._steps.send([("halt", "stop", {})])
-            if self._reaches(status, STOPPED_SECONDS):
-                return
-        raise DeadlineError(
-            f"QEMU's copy of what the guest wrote to disk {self._seat.target} meanwhile is not over in time.",
-            "hvctl recover",
-        )
-
-    def _reaches(self, status: str, seconds: float) -> bool:
-        return self._qmp.until("JOB_STATUS_CHANGE", lambda: self._status() in (status, _OVER), seconds)
-
-    def _status(self) -> str:
-        job = self._job()
+            job = self._reached(status, STOPPED_SECONDS)
         if job is None:
-            raise GuestError("QEMU's job vanished: somebody else dismissed it.")
-        return str(job["status"])
+            raise DeadlineError(
+                f"QEMU's copy of what the guest wrote to disk {self._seat.target} meanwhile is not over in time.",
+                "hvctl recover",
+            )
+        return job
+
+    def _reached(self, status: str, seconds: float) -> Mapping[str, Any] | None:
+        found: list[Mapping[str, Any]] = []
+
+        def reached() -> bool:
+            job = self._job()
+            if job is None:
+                raise GuestError("QEMU's job vanished: somebody else dismissed it.")
+            found.append(job)
+            return job["status"] in (status, _OVER)
+
+        return found[-1] if self._qmp.until("JOB_STATUS_CHANGE", reached, seconds) else None
 
     def _job(self) -> Mapping[str, Any] | None:
         return next((j for j in self._qmp.execute("query-jobs") if j["id"] == JOB_ID), None)

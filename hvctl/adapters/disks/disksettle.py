@@ -43,8 +43,7 @@ class _Settling:
             if diskstandin.has_device(self._seat, seen):
                 diskmirror.carry_over(self._steps, self._seat, seen.status == "running")
                 self._steps.lap("mirror")
-            self._steps.send(diskstandin.removing(self._seat, self._steps.look()))
-            self._verify_device(seen)
+            self._verify_device(seen, self._steps.look(diskstandin.removing(self._seat, seen)))
             self._steps.tell("clean")
             self._files.over(durable=self._seat.flushes)
         except (GuestError, OSError) as e:
@@ -59,8 +58,7 @@ class _Settling:
             self._steps.tell("rename")
             self._files.spare.replace(self._files.overlay)
             seen = Sight(seen.status, seen.devices, {n: v for n, v in seen.nodes.items() if n not in self._seat.nodes})
-        self._steps.send(self._adding(seen))
-        self._verify_nodes(self._steps.look())
+        self._verify_nodes(self._steps.look(self._adding(seen)))
 
     def _removing(self, seen: Sight) -> list[Step]:
         steps: list[Step] = []
@@ -95,8 +93,7 @@ class _Settling:
         if not has_open(self._seat.life.pid, self._files.overlay):
             raise GuestError("QEMU has another file open.")
 
-    def _verify_device(self, before: Sight) -> None:
-        now = self._steps.look()
+    def _verify_device(self, before: Sight, now: Sight) -> None:
         device = self._seat.device
         if now.devices.get(device) != self._seat.nodes[0]:
             raise GuestError("its device has not taken up its own block nodes.")
@@ -117,8 +114,7 @@ class _Settling:
             change = [diskstandin.give_device(self._seat, self._seat.nodes[0])]
             if seen.status == "running":
                 change = [("stop", "stop", {}), *change, ("cont", "cont", {})]
-            self._steps.send([*self._adding(seen), *change])
-            self._steps.send(diskstandin.removing(self._seat, self._steps.look()))
+            self._steps.send([*self._adding(seen), *change, *diskstandin.removing(self._seat, seen)])
             self._files.over(durable=self._seat.flushes)
         except (GuestError, OSError) as e:
             return self._unsettled(e)

@@ -30,7 +30,7 @@ class Steps:
     def send(self, steps: Sequence[Step]) -> list[Any]:
         """All at once, since every exchange with QEMU costs a millisecond; one by one where somebody listens."""
         if self._at is None:
-            return self.qmp.execute_all([(command, arguments) for _, command, arguments in steps]) if steps else []
+            return self.qmp.execute_all([step[1:] for step in steps]) if steps else []
         answers = []
         for name, command, arguments in steps:
             self.tell(name)
@@ -41,7 +41,12 @@ class Steps:
         if self._at is not None:
             self._at(step)
 
-    def look(self) -> Sight:
+    def look(self, steps: Sequence[Step] = ()) -> Sight:
+        """What there is after these steps."""
+        if steps and self._at is None:
+            commands = [*(step[1:] for step in steps), *diskseat.QUESTIONS]
+            return diskseat.sight(self.qmp.execute_all(commands)[len(steps) :])
+        self.send(steps)
         return diskseat.sight(self.qmp.execute_all(diskseat.QUESTIONS))
 
     def lap(self, name: str) -> float:
