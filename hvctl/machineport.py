@@ -123,9 +123,9 @@ class Machine(Protocol):
         ...
 
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
-        """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not. In seconds, `away` is
-        from the first command that keeps the guest from its old disk until it runs with the one that is back, `paused`
-        the same where its vCPUs were stopped for that, then each stage. What it writes after that is kept."""
+        """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not. In seconds: `away`
+        from the first command that keeps the guest from its old disk until it runs with the one that is back; `paused`
+        the same where its vCPUs were stopped for it; each stage. What the guest writes after that is kept."""
         ...
 
     def disk_is_back(self, vm: Vm, target: str) -> bool:

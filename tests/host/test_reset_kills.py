@@ -278,7 +278,7 @@ with Qmp(monitor, 30) as qmp:
     ("step", "back"),
     [
         *((step, False) for step in ("keep", "add-standin", "set-standin")),
-        *((step, True) for step in ("cont", "del-format", "rename", "mirror", "complete", "del-standin")),
+        *((step, True) for step in ("del-format", "rename", "mirror", "complete", "del-standin")),
     ],
 )
 def test_a_disk_that_was_being_exchanged(

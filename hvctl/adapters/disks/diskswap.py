@@ -27,8 +27,8 @@ STOPPED: Final = frozenset({"paused", "save-vm", "restore-vm", "postmigrate"})
 @dataclass(frozen=True, slots=True)
 class Swapped:
     """How a swap went, in milliseconds: each stage in order; away, from the first command that keeps the guest from its
-    old disk until QEMU's answer that it runs with the one that is back; paused, the same if the vCPUs were stopped for
-    it. running: whether the guest runs now."""
+    old disk until QEMU's answer that it runs with the one that is back; paused, the same if its vCPUs had to be stopped
+    for that. running: whether the guest runs now."""
 
     stages: tuple[tuple[str, float], ...]
     paused: float
@@ -42,10 +42,10 @@ def restore_disk(
     """Bring the disk of `plan` back. Repeatable, by any process, from wherever a call was interrupted; done once, it
     is not done again: the next reset needs a plan of its own.
 
-    The vCPUs stand still for the exchange and run again if they ran when this was called; they stay paused if they
-    were, also by an interrupted call: the caller knows who paused them. What the guest writes from then on is kept,
-    unless this fails with HvctlError: then it has its old disk again. `at` hears of every step before it is done,
-    `around` is held for the exchange.
+    A guest that ran when this was called runs on, at most stopped for the exchange; one that was paused stays so, also
+    by an interrupted call: the caller knows who paused it. What the guest writes from the exchange on is kept, unless
+    this fails with HvctlError: then it has its old disk again. `at` hears of every step before it is done, `around` is
+    held for the exchange.
 
     RefusedError, HvctlError: the guest has the disk that it had. DeadlineError, UnreachableError: unknown, or it has
     what the disk goes back to, but not as libvirt knows it yet; repeat this when the cause is gone.
@@ -55,10 +55,9 @@ def restore_disk(
     _refuse(plan, seen)
     new = not diskstandin.is_exchanged(plan, seen)
     steps.lap("look")
-    away = _exchange(steps, plan, seen, around or nullcontext()) if new else 0.0
+    away, paused = _exchange(steps, plan, seen, around or nullcontext()) if new else (0.0, 0.0)
     settle(steps, plan, turn_back=new)
-    running = seen.status == "running"
-    return Swapped(tuple(steps.stages), away if running else 0.0, away, running)
+    return Swapped(tuple(steps.stages), paused, away, seen.status == "running")
 
 
 def withdraw(steps: Steps, plan: Plan, *, resume: bool = False) -> None:
@@ -84,21 +83,24 @@ def _refuse(plan: Plan, seen: Sight) -> None:
         )
 
 
-def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextManager[object]) -> float:
-    """The device has the stand-in after it; how long it took, in milliseconds. Whatever fails, it has the old disk."""
-    seat, running = plan.seat, seen.status == "running"
-    stop: list[Step] = [("stop", "stop", {})] if running else []
-    cont: list[Step] = [("cont", "cont", {})] if running else []
-    change = [diskstandin.give_device(seat, seat.standin), *cont]
-    stopped = False
+def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextManager[object]) -> tuple[float, float]:
+    """The device has the stand-in after it; how long that took, and the pause for it, in milliseconds. Whatever fails,
+    it has the old disk."""
+    seat, stopped = plan.seat, False
     try:
         steps.tell("keep")
         Files(Path(seat.path)).keep_old()
-        steps.send(diskstandin.adding(seat, seen))
+        threads = steps.send([*diskstandin.adding(seat, seen), ("iothreads", "query-iothreads", {})])[-1]
+        # QEMU waits for the requests that it has and holds back new ones. But a range must not be written to after it
+        # was looked at, and a disk with a thread of its own is back in QEMU's main one only while the guest is stopped.
+        stops = seen.status == "running" and (plan.quiet is not None or bool(threads))
+        stop: list[Step] = [("stop", "stop", {})] if stops else []
+        cont: list[Step] = [("cont", "cont", {})] if stops else []
+        change = [diskstandin.give_device(seat, seat.standin), *cont]
         steps.lap("ready")
         with around:
             began = time.perf_counter()
-            stopped = running
+            stopped = stops
             if plan.quiet is None:
                 steps.send([*stop, *change])
             else:
@@ -108,7 +110,7 @@ def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextMana
     except (RefusedError, GuestError, OSError) as e:
         raise _stayed(steps, plan, stopped, e) from e
     steps.lap("exchange")
-    return away
+    return away, away if stops else 0.0
 
 
 def _refuse_written(plan: Plan, stats: Any) -> None:

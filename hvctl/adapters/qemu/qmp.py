@@ -37,6 +37,7 @@ Query = Literal[
     "query-block",
     "query-blockstats",
     "query-hotpluggable-cpus",
+    "query-iothreads",
     "query-jobs",
     "query-memdev",
     "query-memory-devices",
