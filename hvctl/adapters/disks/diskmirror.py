@@ -48,8 +48,9 @@ class _Mirror:
             raise GuestError(f"QEMU's copy of what the guest wrote meanwhile failed: {job['error']}.")
 
     def _start(self) -> None:
-        # Not copy-mode write-blocking: QEMU 7.2 forgets what is being written while that starts. In the mode that is
-        # the default a bitmap has it, and newer ones look again when the write is over.
+        # Not copy-mode write-blocking: QEMU 7.2 follows no writes until that has begun, and in the mode that is the
+        # default it does. Later ones, until "mirror: Fix missed dirty bitmap writes during startup", follow none in
+        # either while they read which clusters are there: those of a stand-in are in memory, so nothing comes between.
         arguments = {
             "job-id": JOB_ID,
             "device": self._seat.standin,

@@ -62,9 +62,9 @@ def restore_disk(
 
 def withdraw(steps: Steps, plan: Plan, *, resume: bool = False) -> None:
     """End what was begun and has not come to the exchange: the guest keeps its disk. resume: it was stopped for it."""
+    steps.send([("cont", "cont", {})] if resume else [])
     steps.send(diskstandin.removing(plan.seat, steps.look()))
     Files(Path(plan.seat.path)).over(durable=False)
-    steps.send([("cont", "cont", {})] if resume else [])
 
 
 def _refuse(plan: Plan, seen: Sight) -> None:
@@ -91,8 +91,9 @@ def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextMana
         steps.tell("keep")
         Files(Path(seat.path)).keep_old()
         threads = steps.send([*diskstandin.adding(seat, seen), ("iothreads", "query-iothreads", {})])[-1]
-        # QEMU waits for the requests that it has and holds back new ones. But a range must not be written to after it
-        # was looked at, and a disk with a thread of its own is back in QEMU's main one only while the guest is stopped.
+        # QEMU waits for the requests that it has and holds back new ones, so the guest may run on. But a disk must not
+        # be written to after it was looked at for a range, and one that has a thread (which QEMU does not tell; so if
+        # there is any) is with QEMU's main one only while the guest is stopped.
         stops = seen.status == "running" and (plan.quiet is not None or bool(threads))
         stop: list[Step] = [("stop", "stop", {})] if stops else []
         cont: list[Step] = [("cont", "cont", {})] if stops else []
