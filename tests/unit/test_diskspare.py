@@ -165,16 +165,17 @@ def test_a_spare_takes_after_its_overlay(tmp_path: Path) -> None:
 
 def test_what_is_only_lent_to_qemu_stays_ours(tmp_path: Path) -> None:
     """It reads the file by its group, and cannot write it whatever the overlay's mode is."""
-    overlay, backing = tmp_path / "overlay", tmp_path / "backing"
-    for file in (overlay, backing):
+    files = Files(tmp_path / "disk.qcow2")
+    for file in (files.overlay, files.standin, files.backing):
         file.write_text("")
-        file.chmod(0o666)
-    os.chown(overlay, 64055, 64054)
-    os.setxattr(overlay, "user.note", b"the overlay's")
-    diskfiles.lend(overlay, backing)
-    status = backing.stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (os.geteuid(), 64054, 0o640)
-    assert os.listxattr(backing) == []
+    files.overlay.chmod(0o666)
+    os.chown(files.overlay, 64055, 64054)
+    os.setxattr(files.overlay, "user.note", b"the overlay's")
+    files.lend()
+    below, top = files.backing.stat(), files.standin.stat()
+    assert (below.st_uid, below.st_gid, below.st_mode & 0o777) == (os.geteuid(), 64054, 0o640)
+    assert (top.st_uid, top.st_gid, top.st_mode & 0o777) == (64055, 64054, 0o666)
+    assert os.listxattr(files.backing) == []
 
 
 @pytest.mark.parametrize("killed", [False, True])

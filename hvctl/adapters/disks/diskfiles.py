@@ -42,7 +42,8 @@ class Files:
     def old(self) -> Path:
         return self._beside("old")
 
-    # What QEMU opens by a name that no definition of a VM has: `host prepare` tells AppArmor of these endings.
+    # What QEMU opens by a name that no definition of a VM has: `host prepare` has AppArmor let every QEMU do that, so
+    # they are given to one for the time of a reset only.
     @property
     def standin(self) -> Path:
         return self._beside("hvctl-standin")
@@ -66,6 +67,18 @@ class Files:
             self.old.unlink()
         if not self.old.exists():
             os.link(self.overlay, self.old, follow_symlinks=False)
+
+    def lend(self) -> None:
+        """Have the QEMU that can open the overlay write the stand-in, and read what is below it: that stays ours, since
+        whoever has taken a QEMU over could write there what every later reset puts in. Its group is the overlay's,
+        which libvirt gives to QEMU's."""
+        take_after(self.overlay, self.standin)
+        with _opened(self.backing, os.O_RDONLY) as fd:
+            for name in os.listxattr(self.overlay):
+                if name.startswith("security."):  # labels; libvirt's own notes tell whose a file was
+                    os.setxattr(fd, name, os.getxattr(self.overlay, name))
+            os.fchown(fd, os.geteuid(), self.overlay.stat().st_gid)
+            os.fchmod(fd, 0o640)
 
     def put_back_old(self) -> None:
         """The overlay from before takes its place again, and the spare, if that has it, its first name."""
@@ -166,17 +179,6 @@ def take_after(overlay: Path, spare: Path) -> None:
             os.setxattr(fd, name, os.getxattr(overlay, name))
         os.fchown(fd, status.st_uid, status.st_gid)
         os.fchmod(fd, stat.S_IMODE(status.st_mode))
-
-
-def lend(overlay: Path, backing: Path) -> None:
-    """Have the QEMU that can open the overlay read a file that stays ours: one that a guest has taken over could write
-    what every later reset puts in. Its group is the overlay's, which libvirt gives to QEMU's."""
-    with _opened(backing, os.O_RDONLY) as fd:
-        for name in os.listxattr(overlay):
-            if name.startswith("security."):  # labels; libvirt's own notes tell whose a file was
-                os.setxattr(fd, name, os.getxattr(overlay, name))
-        os.fchown(fd, os.geteuid(), overlay.stat().st_gid)
-        os.fchmod(fd, 0o640)
 
 
 def check_folder(folder: Path) -> None:

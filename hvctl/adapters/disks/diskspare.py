@@ -20,7 +20,7 @@ from typing import Any, Final
 from hvctl import codec
 from hvctl.adapters.atomicfile import replace_file
 from hvctl.adapters.disks import diskseat
-from hvctl.adapters.disks.diskfiles import Files, check_folder, copy, identity, lend, sync, take_after
+from hvctl.adapters.disks.diskfiles import Files, check_folder, copy, identity, sync, take_after
 from hvctl.adapters.disks.diskseat import Seat
 from hvctl.adapters.qemu import qemuimg
 from hvctl.adapters.qemu.qmp import Qmp
@@ -72,10 +72,9 @@ def prepare(
             if seat.flushes:
                 sync(files.spare)
             copy(files.spare, files.backing)
+        files.backing.chmod(0o600)  # as long as nothing needs it: every QEMU may know this name
         qemuimg.create_empty(files.standin, seat.size)
-        for file in (files.spare, files.standin):
-            take_after(files.overlay, file)
-        lend(files.overlay, files.backing)
+        take_after(files.overlay, files.spare)
         plan = Plan(seat, tag, extent, identity(files.spare), quiet)
         replace_file(files.plan, codec.dump_json(plan).decode())
     return plan

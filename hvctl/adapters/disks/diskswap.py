@@ -86,10 +86,11 @@ def _refuse(plan: Plan, seen: Sight) -> None:
 def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextManager[object]) -> tuple[float, float]:
     """The device has the stand-in after it; how long that took, and the pause for it, in milliseconds. Whatever fails,
     it has the old disk."""
-    seat, stopped = plan.seat, False
+    seat, files, stopped = plan.seat, Files(Path(plan.seat.path)), False
     try:
         steps.tell("keep")
-        Files(Path(seat.path)).keep_old()
+        files.keep_old()
+        files.lend()
         threads = steps.send([*diskstandin.adding(seat, seen), ("iothreads", "query-iothreads", {})])[-1]
         # QEMU waits for the requests that it has and holds back new ones, so the guest may run on. But a disk must not
         # be written to after it was looked at for a range, and one that has a thread (which QEMU does not tell; so if
