@@ -128,8 +128,9 @@ class Machine(Protocol):
         ...
 
     def restore_disk(self, vm: Vm, snapshot: Snapshot, target: str, range: Range | None = None) -> dict[str, float]:
-        """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not; seconds of each
-        step. The guest must not use it meanwhile."""
+        """One disk, or a range of it in bytes, back to the snapshot, whether the guest runs or not. In seconds: `away`
+        from the first command that keeps the guest from its old disk until it runs with the one that is back; `paused`
+        the same where its vCPUs were stopped for it; each stage. What the guest writes after that is kept."""
         ...
 
     def disk_is_back(self, vm: Vm, target: str) -> bool:
@@ -137,8 +138,8 @@ class Machine(Protocol):
         ...
 
     def finish_disk(self, vm: Vm, target: str) -> None:
-        """End what an interrupted restore_disk began: forward if it had taken the disk away from the guest, else back.
-        A disk that was only prepared, or is done, stays as it is."""
+        """End what an interrupted restore_disk began: forward if the guest has what the disk goes back to, with what it
+        wrote there since, else back. A disk that was only prepared, or is done, stays as it is."""
         ...
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None: ...

@@ -206,9 +206,9 @@ class Guest:
             folders = [self.overlay(target).parent.parent.parent / "images"]
             return diskspare.prepare(qmp, self.seat(qmp, target), tag, extent, folders)
 
-    def restore(self, plan: Plan, *, pause: bool = True) -> Swapped:
+    def restore(self, plan: Plan) -> Swapped:
         with self.monitor() as qmp:
-            return restore_disk(qmp, plan, pause=pause)
+            return restore_disk(qmp, plan)
 
     def back(self, tag: str, extent: tuple[int, int] | None = None) -> Swapped:
         return self.restore(self.prepare(tag, extent))
@@ -223,15 +223,15 @@ def content(image: Path, scratch: Path, tag: str | None = None) -> str:
         return hashlib.file_digest(raw, "sha256").hexdigest()
 
 
-def die_at(guest: Guest, step: str, *, pause: bool = True) -> bool:
+def die_at(guest: Guest, step: str) -> bool:
     """Have another process begin what is prepared and be killed before `step`; whether it got there."""
     argv = [sys.executable, "-m", "tests.host.diskpart", str(guest.vm.monitor), str(guest.pid)]
-    done = subprocess.run([*argv, str(guest.overlay()), step, str(int(pause))], check=False)
+    done = subprocess.run([*argv, str(guest.overlay()), step], check=False)
     assert done.returncode in (0, -signal.SIGKILL), done
     return done.returncode != 0
 
 
-def _main(monitor: str, pid: str, overlay: str, step: str, pause: str) -> None:
+def _main(monitor: str, pid: str, overlay: str, step: str) -> None:
     def at(name: str) -> None:
         if name == step:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -239,7 +239,7 @@ def _main(monitor: str, pid: str, overlay: str, step: str, pause: str) -> None:
     plan = diskspare.prepared(Path(overlay))
     assert plan is not None
     with Qmp(monitor, SECONDS, int(pid)) as qmp:
-        restore_disk(qmp, plan, pause=pause == "1", at=at)
+        restore_disk(qmp, plan, at=at)
 
 
 if __name__ == "__main__":

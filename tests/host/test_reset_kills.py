@@ -51,7 +51,7 @@ def recovered(site: Site, command: Loaded) -> str:
 def inside(site: Site, guest: Guest) -> dict[str, Any]:
     """What hvctl may have left in the process and beside the disks, but for what it prepares of a disk's next reset,
     and a job that is over: the next command that opens the monitor dismisses it."""
-    prepared = (".spare", ".reset", ".pristine")
+    prepared = (".spare", ".reset", ".pristine", ".hvctl-standin", ".hvctl-backing")
     folder = site.settings.vms_dir / guest.uuid
     switched = {c["capability"]: c["state"] for c in guest.qmp("query-migrate-capabilities")}
     return {
@@ -277,14 +277,14 @@ with Qmp(monitor, 30) as qmp:
 @pytest.mark.parametrize(
     ("step", "back"),
     [
-        *((step, False) for step in ("keep", "add-away", "set-away")),
-        *((step, True) for step in ("del-format", "rename", "set-back", "cont")),
+        *((step, False) for step in ("keep", "add-standin", "set-standin")),
+        *((step, True) for step in ("del-format", "rename", "mirror", "complete", "del-standin")),
     ],
 )
 def test_a_disk_that_was_being_exchanged(
     site: Site, command: Loaded, pair: Marked, kept: Marks, step: str, back: bool
 ) -> None:
-    """Forward once the guest had lost the disk, and back before: it may have taken it up again since."""
+    """Forward once the guest had the new disk, and back before: it may have taken up the old one again since."""
     guest = pair.guest
     pid, before = guest.pid, inside(site, guest)
     new = pair.mark("new")

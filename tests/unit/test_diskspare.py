@@ -163,10 +163,45 @@ def test_a_spare_takes_after_its_overlay(tmp_path: Path) -> None:
     assert os.getxattr(spare, "user.note") == b"kept"
 
 
+def test_what_is_only_lent_to_qemu_stays_ours(tmp_path: Path) -> None:
+    """It reads the file by its group, and cannot write it whatever the overlay's mode is."""
+    files = Files(tmp_path / "disk.qcow2")
+    for file in (files.overlay, files.standin, files.backing):
+        file.write_text("")
+    files.overlay.chmod(0o666)
+    os.chown(files.overlay, 64055, 64054)
+    os.setxattr(files.overlay, "user.note", b"the overlay's")
+    files.lend()
+    below, top = files.backing.stat(), files.standin.stat()
+    assert (below.st_uid, below.st_gid, below.st_mode & 0o777) == (os.geteuid(), 64054, 0o640)
+    assert (top.st_uid, top.st_gid, top.st_mode & 0o777) == (64055, 64054, 0o666)
+    assert os.listxattr(files.backing) == []
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_overlay_from_before_takes_its_place_again(tmp_path: Path, killed: bool) -> None:
+    """The path names a whole image at any moment, and the reset stays begun."""
+    files = Files(tmp_path / "disk.qcow2")
+    files.overlay.write_text("now")
+    files.spare.write_text("then")
+    files.plan.write_text("")
+    files.keep_old()
+    files.put_back_old()
+    assert files.overlay.read_text() == "now"
+    files.spare.replace(files.overlay)
+    if killed:
+        (tmp_path / "disk.qcow2.again").write_text("left")
+    files.put_back_old()
+    assert (files.overlay.read_text(), files.spare.read_text()) == ("now", "then")
+    assert diskspare.begun(files.overlay)
+    files.over(durable=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk.qcow2", "disk.qcow2.reset", "disk.qcow2.spare"]
+
+
 def test_all_files_of_an_overlay_go_and_no_others(tmp_path: Path) -> None:
     overlay = tmp_path / "a[1]*.qcow2"
     files = Files(overlay)
-    own = [files.spare, files.plan, files.pristine("one"), files.pristine("two")]
+    own = [files.spare, files.plan, files.pristine("one"), files.pristine("two"), files.standin, files.backing]
     own.append(files.pristine("one").with_name(files.pristine("one").name + ".partial"))
     others = [overlay, tmp_path / "a1x.qcow2.one.pristine", tmp_path / "a[1]*.qcow2.bak", Files(tmp_path / "b").spare]
     for file in (*own, *others):
@@ -285,7 +320,7 @@ def test_the_nodes_of_a_plugged_disk_can_be_made_again() -> None:
 @pytest.mark.parametrize(
     ("top", "others", "more", "match"),
     [
-        (node("hvctl-away-vdb", "blkdebug"), NODES, "", "is away"),
+        (node("hvctl-standin-vdb", "qcow2"), NODES, "", "is on its stand-in"),
         (node("libvirt-1-format", "raw"), NODES, "", "is not a writable qcow2"),
         (node("libvirt-1-format", "qcow2", file="/c"), NODES, "", "is not a writable qcow2"),
         (node("libvirt-1-format", "qcow2", ro=True), NODES, "", "is not a writable qcow2"),

@@ -374,6 +374,8 @@ def test_rules_are_added_once_and_what_others_wrote_stays(settings: Settings, pa
         f'"{settings.vms_dir}/*/pulse.{{in,out}}" rw,',
         f'"{settings.images_dir}/*/{{kernel,initrd}}" r,',
         f'"{settings.snapshots_dir}/*/*/vmstate.qcow2" rwk,',
+        '"/**.hvctl-standin" rwk,',
+        '"/**.hvctl-backing" rk,',
         "# hvctl host prepare: end",
     ]
     moved = Settings(state_dir="/odd [place]*", run_dir=settings.run_dir, ram_dir=settings.ram_dir)

@@ -21,8 +21,9 @@ _CHUNK: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the files of one overlay's resets are. `old` is the overlay that goes away: it is there from the moment
-    the disk is touched until the reset is over."""
+    """Where the files of one overlay's resets are. `spare` is what takes the overlay's place, `old` the overlay that
+    goes: it is there from the moment QEMU is touched until the reset is over. The guest works on `standin` meanwhile, a
+    thin image over `backing`, which has the spare's content and is never written."""
 
     overlay: Path
 
@@ -41,6 +42,16 @@ class Files:
     def old(self) -> Path:
         return self._beside("old")
 
+    # What QEMU opens by a name that no definition of a VM has: `host prepare` has AppArmor let every QEMU do that, so
+    # they are given to one for the time of a reset only.
+    @property
+    def standin(self) -> Path:
+        return self._beside("hvctl-standin")
+
+    @property
+    def backing(self) -> Path:
+        return self._beside("hvctl-backing")
+
     def pristine(self, tag: str) -> Path:
         if not _TAG.fullmatch(tag):
             raise RefusedError(f"{tag!r} is not the name of a snapshot of hvctl.")
@@ -57,20 +68,44 @@ class Files:
         if not self.old.exists():
             os.link(self.overlay, self.old, follow_symlinks=False)
 
+    def lend(self) -> None:
+        """Have the QEMU that can open the overlay write the stand-in, and read what is below it: that stays ours, since
+        whoever has taken a QEMU over could write there what every later reset puts in. Its group is the overlay's,
+        which libvirt gives to QEMU's."""
+        take_after(self.overlay, self.standin)
+        with _opened(self.backing, os.O_RDONLY) as fd:
+            for name in os.listxattr(self.overlay):
+                if name.startswith("security."):  # labels; libvirt's own notes tell whose a file was
+                    os.setxattr(fd, name, os.getxattr(self.overlay, name))
+            os.fchown(fd, os.geteuid(), self.overlay.stat().st_gid)
+            os.fchmod(fd, 0o640)
+
+    def put_back_old(self) -> None:
+        """The overlay from before takes its place again, and the spare, if that has it, its first name."""
+        if identity(self.old) != identity(self.overlay):
+            os.link(self.overlay, self.spare, follow_symlinks=False)
+            again = self._beside("again")
+            again.unlink(missing_ok=True)
+            os.link(self.old, again, follow_symlinks=False)
+            again.replace(self.overlay)
+
     def over(self, durable: bool) -> None:
         """A reset is over. Its note stays, so that whoever repeats the last step sees that it was done."""
         if durable:
             sync(self.overlay.parent)  # a rename is not durable by itself
-        self.old.unlink(missing_ok=True)
+        _unlink(self.standin, self.backing, self.old)
 
     def drop_plan(self) -> None:
-        for file in (self.old, self.plan):
-            file.unlink(missing_ok=True)
+        _unlink(self.standin, self.backing, self.old, self.plan)
 
     def remove(self) -> None:
         names = self.overlay.parent.glob(f"{_literal(self.overlay.name)}.*.pristine*")
-        for file in (self.plan, self.spare, self.old, *names):
-            file.unlink(missing_ok=True)
+        _unlink(self.plan, self.spare, self.standin, self.backing, self.old, self._beside("again"), *names)
+
+
+def _unlink(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def identity(file: Path) -> tuple[int, int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hvctl.adapters.disks import diskseat, diskspare, diskswap
-from hvctl.adapters.disks.diskfiles import Files, identity
-from hvctl.adapters.disks.diskseat import Sight
-from hvctl.adapters.disks.diskspare import Plan
+from hvctl.adapters.disks import diskseat, diskspare, diskstandin, diskswap
+from hvctl.adapters.disks.diskfiles import Files
+from hvctl.adapters.disks.disksettle import settle
+from hvctl.adapters.disks.disksteps import Steps
 from hvctl.adapters.kernel.awake import awake
 from hvctl.adapters.kernel.urgency import urgent, urgent_process
 from hvctl.adapters.qemu.inside import Inside
@@ -31,7 +31,7 @@ def prepare(
         # The process ended in the middle of a reset: this one began with the image that is there.
         Files(overlay).remove()
         known = None
-    seat = diskseat.find(_sight(held), held.process, disk, document)
+    seat = diskseat.find(Steps(held.qmp).look(), held.process, disk, document)
     extent = None if range is None else (range.start, range.end)
     if known is None or not diskspare.fits(known, seat, snapshot.tag, extent):
         diskspare.prepare(held.qmp, seat, snapshot.tag, extent, [images])
@@ -44,44 +44,38 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
     extent = None if range is None else (range.start, range.end)
     if plan is None or (plan.tag, plan.extent) != (snapshot.tag, extent):
         raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.", "hvctl recover")
-    with awake(), urgent_process(held.process.pid), urgent():
-        done = diskswap.restore_disk(held.qmp, plan)
+    done = diskswap.restore_disk(held.qmp, plan, around=_first(held.process))
     held.forget()
     stages = {name: ms / 1000 for name, ms in done.stages}
     return {"away": done.away / 1000, "paused": done.paused / 1000, **stages}
 
 
+@contextmanager
+def _first(process: Process) -> Iterator[None]:
+    """Before all others of the host."""
+    with awake(), urgent_process(process.pid), urgent():
+        yield
+
+
 def is_back(held: Inside, vm: Vm, target: str) -> bool:
     """After an interrupted `restore`: whether it has ended, or came so far that it can only be ended forward."""
     plan = diskspare.prepared(Path(str(_disk(vm, target).path)))
-    return plan is None or _is_away(plan, _sight(held))
+    return plan is None or diskstandin.is_exchanged(plan, Steps(held.qmp).look())
 
 
 def finish(held: Inside, vm: Vm, target: str) -> None:
-    """End an interrupted `restore`. Until the disk was away the guest may have gone on with it, long ago by now: then
-    it keeps it as it is."""
+    """End an interrupted `restore`. Until the exchange the guest may have gone on with its disk, long ago by now: then
+    it keeps it as it is. After it the guest may have worked on the stand-in for as long, and keeps that."""
     overlay = Path(str(_disk(vm, target).path))
     plan = diskspare.prepared(overlay)
     if plan is None or not diskspare.begun(overlay):
         return
-    seen = _sight(held)
-    if _is_away(plan, seen):
-        diskswap.restore_disk(held.qmp, plan)
+    steps = Steps(held.qmp)
+    if diskstandin.is_exchanged(plan, steps.look()):
+        settle(steps, plan)
     else:
-        if plan.seat.away in seen.nodes:
-            held.qmp.execute("blockdev-del", {"node-name": plan.seat.away})
-        Files(overlay).over(durable=False)
+        diskswap.withdraw(steps, plan)
     held.forget()
-
-
-def _sight(held: Inside) -> Sight:
-    return diskseat.sight(held.qmp.execute_all(diskseat.QUESTIONS))
-
-
-def _is_away(plan: Plan, seen: Sight) -> bool:
-    """Whether the disk was taken away from the guest, or has the new image already."""
-    taken = seen.devices.get(plan.seat.device) == plan.seat.away
-    return taken or identity(Path(plan.seat.path)) == plan.spare
 
 
 def forget(overlays: Iterable[Path], process: Process | None) -> None:

@@ -23,7 +23,7 @@ QUESTIONS: Final[tuple[tuple[Query, Mapping[str, object]], ...]] = (
     ("query-block", {}),
     ("query-named-block-nodes", {"flat": True}),
 )
-AWAY: Final = "hvctl-away-"
+STANDIN: Final = "hvctl-standin-"
 
 # What QEMU shows with a node and is the device's, or changes while the node stays the same one.
 _LIMITS = ("iops", "bps", "group")
@@ -64,9 +64,9 @@ class Seat:
         return str(self.format["node-name"]), str(self.storage["node-name"])
 
     @property
-    def away(self) -> str:
+    def standin(self) -> str:
         """The node that the device has while its own two are made again."""
-        return AWAY + self.target
+        return STANDIN + self.target
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -80,29 +80,34 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The answers to QUESTIONS: what the guest does, which node each device has, what each node is."""
+    """The answers to QUESTIONS: what the guest does, which node each device has, what each node is, and how each device
+    is throttled: QEMU shows that with the node that it has, and only here."""
 
     status: str
     devices: dict[str, str]
     nodes: dict[str, dict[str, Any]]
+    limits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def sight(answers: Sequence[Any]) -> Sight:
     status, block, named = answers
-    devices = {
-        _qom(b["qdev"]): b["inserted"]["node-name"] for b in block if b.get("qdev") and b.get("inserted") is not None
-    }
-    return Sight(status["status"], devices, {n["node-name"]: n for n in named})
+    inserted = {_qom(b["qdev"]): b["inserted"] for b in block if b.get("qdev") and b.get("inserted") is not None}
+    return Sight(
+        status["status"],
+        {device: node["node-name"] for device, node in inserted.items()},
+        {n["node-name"]: n for n in named},
+        {device: {k: v for k, v in node.items() if k.startswith(_LIMITS)} for device, node in inserted.items()},
+    )
 
 
 def find(seen: Sight, life: Process, disk: Disk, xml: str) -> Seat:
     """The seat of a disk of a running VM; xml: libvirt's live document. RefusedError if the disk is not one that can be
-    made again as it is, or is away: then what was begun has to be ended first."""
+    made again as it is, or is on its stand-in: then what was begun has to be ended first."""
     name, path = disk.target, _known(disk.path, disk.target)
     device = _device(seen, _known(disk.node, name), name)
     node = seen.nodes[seen.devices[device]]
-    if node["node-name"].startswith(AWAY):
-        raise RefusedError(f"disk {name} is away: a reset of it was interrupted.", "hvctl recover")
+    if node["node-name"].startswith(STANDIN):
+        raise RefusedError(f"disk {name} is on its stand-in: a reset of it was interrupted.", "hvctl recover")
     if node["drv"] != "qcow2" or node["file"] != path or node["ro"] or node.get("encrypted"):
         raise RefusedError(f"disk {name} is not a writable qcow2 image at {path}.", "hvctl vm show")
     if node.get("dirty-bitmaps"):
@@ -144,11 +149,6 @@ def look(*nodes: Mapping[str, Any]) -> str:
         cache = {k: node["cache"][k] for k in ("direct", "no-flush")}
         shapes.append({**kept, "image": image, "cache": cache})
     return json.dumps(shapes, sort_keys=True)
-
-
-def limits(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The throttling of the device that a node is attached to: QEMU shows it with the node."""
-    return {k: v for k, v in node.items() if k.startswith(_LIMITS)}
 
 
 def thresholds(*nodes: Mapping[str, Any]) -> dict[str, int]:

@@ -1,7 +1,9 @@
-"""Prepares the reset of one disk: a pristine copy of its overlay at a snapshot, and the spare that takes its place.
+"""Prepares the reset of one disk: a pristine copy of its overlay at a snapshot, the spare that takes its place, and the
+stand-in for the time between.
 
-Everything slow is done here, before the disk is taken away: the reset itself renames the spare over the overlay. What
-was prepared stands in a small file, so that a reset which was interrupted can be ended by whoever comes next.
+Everything slow is done here, before QEMU is touched: the reset itself opens the stand-in and renames the spare over the
+overlay. What was prepared stands in a small file, so that a reset which was interrupted can be ended by whoever comes
+next.
 """
 
 from __future__ import annotations
@@ -62,12 +64,16 @@ def prepare(
         if extent is None:
             quiet = None
             copy(pristine, files.spare, durable=seat.flushes)
+            os.link(pristine, files.backing, follow_symlinks=False)
         else:
             quiet = _copy_live(qmp, seat, files.spare)
             qemuimg.copy_extent(pristine, files.spare, *extent, [files.overlay.parent, *folders])
             qemuimg.check(files.spare)
             if seat.flushes:
                 sync(files.spare)
+            copy(files.spare, files.backing)
+        files.backing.chmod(0o600)  # as long as nothing needs it: every QEMU may know this name
+        qemuimg.create_empty(files.standin, seat.size)
         take_after(files.overlay, files.spare)
         plan = Plan(seat, tag, extent, identity(files.spare), quiet)
         replace_file(files.plan, codec.dump_json(plan).decode())
@@ -95,8 +101,9 @@ def fits(plan: Plan, seat: Seat, tag: str, extent: tuple[int, int] | None = None
     """Whether what was prepared is this reset. An extent's is not: the rest of the disk may have changed since."""
     if (plan.tag, plan.extent, extent) != (tag, None, None) or plan.seat != seat:
         return False
+    files = Files(Path(seat.path))
     with suppress(OSError):
-        return identity(Files(Path(seat.path)).spare) == plan.spare
+        return identity(files.spare) == plan.spare and files.standin.exists() and files.backing.exists()
     return False
 
 

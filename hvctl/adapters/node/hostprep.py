@@ -243,8 +243,11 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
         (settings.vms_dir, "*/pulse.{in,out}", "rw"),
         (settings.images_dir, "*/{kernel,initrd}", "r"),
         (settings.snapshots_dir, "*/*/vmstate.qcow2", "rwk"),
+        # Beside the disk that goes back: that of a VM that was adopted may lie anywhere.
+        (Path("/"), "**.hvctl-standin", "rwk"),
+        (Path("/"), "**.hvctl-backing", "rk"),
     )
-    lines = [f'"{_GLOB.sub(_ESCAPED, str(root))}/{rest}" {rights},' for root, rest, rights in rules]
+    lines = [f'"{_GLOB.sub(_ESCAPED, str(root)).rstrip("/")}/{rest}" {rights},' for root, rest, rights in rules]
     block = "\n".join([_BEGIN, *lines, _END]) + "\n"
     others = re.sub(rf"{_BEGIN}\n.*?{_END}\n", "", now, flags=re.DOTALL)
     wanted = (others if not others or others.endswith("\n") else f"{others}\n") + block
@@ -252,7 +255,8 @@ def _apparmor(settings: Settings, paths: HostPaths) -> Iterator[HostChange]:
         yield HostChange(
             f"AppArmor rules in {paths.apparmor_local}",
             "different" if _BEGIN in now else "missing",
-            "QEMU may make hvctl's monitor, and open the sign-of-life port, kernels and the device state of snapshots",
+            "QEMU may make hvctl's monitor, and open the sign-of-life port, kernels, the device state of snapshots "
+            "and stand-ins of disks",
             "add the lines; what else is in the file stays",
             WriteFile(paths.apparmor_local, wanted),
         )

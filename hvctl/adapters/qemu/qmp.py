@@ -26,6 +26,8 @@ Query = Literal[
     "block-set-write-threshold",
     "blockdev-add",
     "blockdev-del",
+    "blockdev-mirror",
+    "job-complete",
     "job-dismiss",
     "migrate-set-capabilities",
     "qom-get",
@@ -35,6 +37,7 @@ Query = Literal[
     "query-block",
     "query-blockstats",
     "query-hotpluggable-cpus",
+    "query-iothreads",
     "query-jobs",
     "query-memdev",
     "query-memory-devices",
@@ -212,6 +215,7 @@ class Qmp:
 
     def dismiss_jobs(self) -> None:
         """Clear what a killed hvctl left: a concluded job keeps its id until it is dismissed."""
+        self._concluded = False
         for job in self.execute("query-jobs"):
             if job["id"] == JOB_ID and job["status"] == "concluded":
                 self.execute(*_DISMISS)
