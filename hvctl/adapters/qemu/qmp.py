@@ -1,25 +1,24 @@
 """One conversation with a QEMU process over its second QMP monitor, as plain blocking calls.
 
-The one door to qemu.qmp and the one asyncio loop of hvctl: the loop lives as long as the session and runs only inside
-a call. Events that arrive between two calls wait in the socket.
+With qmpclient the door to qemu.qmp, and the one asyncio loop of hvctl: the loop lives as long as the session and runs
+only inside a call. Events that arrive between two calls wait in the socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPError
 
-from hvctl.errors import DeadlineError, GuestError, RefusedError, UnreachableError
+from hvctl.adapters.qemu.qmpclient import Client, connected, unreachable
+from hvctl.errors import DeadlineError, GuestError, RefusedError
 
 Query = Literal[
     "balloon",
@@ -66,44 +65,6 @@ _DISMISS: Final[Command] = ("job-dismiss", {"id": JOB_ID})
 _CLOSE_SECONDS = 1.0
 _T = TypeVar("_T")
 
-# qemu.qmp logs what it also raises; without a handler of its own, logging would print that to stderr.
-logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-
-
-class _Beginning(Message):
-    """A command of which all but the end is sent."""
-
-
-class _Client(QMPClient):
-    """Without its log of every message: that is formatted whether or not anybody reads it, and takes most of the time
-    of an exchange. And with shorter names of commands: QEMU reads byte by byte, at some microseconds each."""
-
-    _begun = b""
-
-    async def begin(self, command: str, arguments: Mapping[str, object]) -> None:
-        await self._outgoing.put(_Beginning(self.make_execute_msg(command, arguments)))
-        await self._outgoing.join()
-
-    def _do_send(self, msg: Message) -> None:
-        order = bytes(msg)
-        if isinstance(msg, _Beginning):
-            order = self._begun = order[:-1]
-        elif not order.startswith(self._begun):
-            raise ConnectionError("another command was begun")
-        else:
-            order, self._begun = order[len(self._begun) :], b""
-        assert self._writer is not None
-        self._writer.write(order)
-
-    def _get_exec_id(self) -> str:
-        return str(super()._get_exec_id()).removeprefix("__qmp#").lstrip("0") or "0"
-
-    def _cb_outbound(self, msg: Message) -> Message:
-        return msg
-
-    def _cb_inbound(self, msg: Message) -> Message:
-        return msg
-
 
 class Qmp:
     """A session with the monitor at `path`: use it in a `with`.
@@ -118,15 +79,15 @@ class Qmp:
         self._pid = pid
         self._loop: asyncio.AbstractEventLoop
         self._socket: socket.socket
-        self._client: _Client
+        self._client: Client
         self._unasked = EventListener(UNASKED)
         self._concluded = False
         self._ahead: list[asyncio.Future[object]] | None = None  # of a job that is begun
 
     def __enter__(self) -> Qmp:
-        self._socket = _connected(self._path, self._deadline, self._pid)
+        self._socket = connected(self._path, self._deadline, self._pid)
         self._loop = asyncio.new_event_loop()
-        self._client = _Client()
+        self._client = Client()
         self._client.register_listener(self._unasked)
         try:
             self._run(lambda: self._client.connect(self._socket), "greet", self._deadline)
@@ -170,11 +131,13 @@ class Qmp:
         something else; `job` with these arguments must be what is called next, and gives the end. Until then the
         command is none: if nobody gives it, nothing happens. UnreachableError: the session is over."""
 
+        start, first = _checked(_start(command, arguments)), [*map(_checked, before)]
+
         async def send() -> None:
-            commands = [*self._dismissal(), *map(_checked, before)]
+            commands = [*self._dismissal(), *first]
             self._ahead = [asyncio.ensure_future(self._client.execute(c, a)) for c, a in commands]
             await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
-            await self._client.begin(*_checked(_start(command, arguments)))
+            await self._client.begin(*start)
 
         self._run(send, command, self._deadline)
 
@@ -267,7 +230,7 @@ class Qmp:
 
     def _run(self, call: Callable[[], Awaitable[_T]], what: str, seconds: float) -> _T:
         if self._loop.is_closed():
-            raise _unreachable(self._path, "the session is over")
+            raise unreachable(self._path, "the session is over")
         try:
             return self._loop.run_until_complete(asyncio.wait_for(call(), seconds))
         except TimeoutError as e:
@@ -279,7 +242,7 @@ class Qmp:
             raise GuestError(f"QEMU refuses {what}: {e}.") from e
         except (QMPError, EOFError, OSError, AssertionError) as e:
             # AssertionError: what qemu.qmp raises when the peer goes away right after the negotiation.
-            raise _unreachable(self._path, str(e) or type(e).__name__) from e
+            raise unreachable(self._path, str(e) or type(e).__name__) from e
 
 
 def _start(command: Job, arguments: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
@@ -299,30 +262,3 @@ def _own(jobs: list[dict[str, Any]]) -> Mapping[str, Any]:
         if job["id"] == JOB_ID:
             return job
     raise GuestError("QEMU's job vanished: somebody else dismissed it, its result is unknown.")
-
-
-def _unreachable(path: str, why: str) -> UnreachableError:
-    return UnreachableError(
-        f"the QEMU monitor {path} cannot be used: {why}.", "is the VM running? hvctl vm list shows it"
-    )
-
-
-def _connected(path: str, deadline: float, pid: int | None) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        connection.settimeout(deadline)
-        connection.connect(path)
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        owner = struct.unpack("3i", credentials)[0]
-        if pid is not None and owner != pid:
-            raise _unreachable(path, f"it belongs to process {owner}, not to the VM's QEMU ({pid})")
-        connection.setblocking(False)
-    except OSError as e:
-        connection.close()
-        if isinstance(e, TimeoutError | BlockingIOError):
-            raise DeadlineError(f"the QEMU monitor {path} accepts no connection within {deadline:g} s.") from e
-        raise _unreachable(path, e.strerror or str(e)) from e
-    except BaseException:
-        connection.close()
-        raise
-    return connection
