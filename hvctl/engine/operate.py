@@ -90,7 +90,12 @@ class Engine(Site):
                 raise
             if not decision.plan.steps:
                 return self._outcome(kind, uuid, name, OpState.DONE, decision)
-            return self._run(lock, kind, uuid, name, request, decision, key, began)
+            try:
+                return self._run(lock, kind, uuid, name, request, decision, key, began)
+            except KeyboardInterrupt as e:
+                if left := next((o for o in self.store.open_operations(self.facts.name) if o.vm_uuid == uuid), None):
+                    raise Interrupted(left_open(left)) from e
+                raise
 
     def _run(
         self,
@@ -127,8 +132,6 @@ class Engine(Site):
             run.run(decision.plan)
         except StepError as e:
             failed(self, lock, operation, run, e)
-        except KeyboardInterrupt as e:
-            raise Interrupted(left_open(operation)) from e
         if run.kept_memory is not None and decision.goal:
             goal = decision.goal.with_memory(run.kept_memory)
             result = decision.result | {"after": codec.dump(goal.allocation)}
