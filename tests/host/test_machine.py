@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from host.copies import Copies, copies
-from host.outside import Guest, patient
+from host.outside import Guest, patient, virsh
 from hvctl.adapters.qemu import qemuimg
 from hvctl.adapters.qemu.qmp import Qmp
 from hvctl.adapters.snapshots.machine import QemuMachine
@@ -56,6 +56,12 @@ def has_memory(outside: RealOutside, uuid: str, size: int) -> bool:
     """As the guest's driver and libvirt say."""
     domains = outside.host.domains
     return domains.balloon(uuid).actual == size == domains.get(uuid).allocation.memory
+
+
+def shown_memory(uuid: str) -> int:
+    """Bytes, as `virsh dominfo` says."""
+    told = dict(line.split(":", 1) for line in virsh("dominfo", uuid).splitlines() if ":" in line)
+    return int(told["Used memory"].split()[0]) * 1024
 
 
 @pytest.fixture
@@ -394,6 +400,8 @@ def test_the_balloon_of_the_snapshot_comes_back(outside: RealOutside, machine: Q
             assert at.kept.unequal() == {}
         machine.restore_balloon(domains.get(vm.uuid), at.snapshot)
         assert has_memory(outside, vm.uuid, at.snapshot.balloon)
+        # QEMU says nothing of what a load does, and libvirt shows what it was told.
+        await_true(lambda: shown_memory(vm.uuid) == at.snapshot.balloon, "libvirt shows what there is")
         domains.set_balloon(vm.uuid, less)
         machine.restore_balloon(domains.get(vm.uuid), at.snapshot)
         machine.release()

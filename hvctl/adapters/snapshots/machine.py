@@ -19,7 +19,8 @@ from hvctl.adapters.guest.pulse import Hearing, tell
 from hvctl.adapters.kernel import hostmemory
 from hvctl.adapters.kernel.awake import awake
 from hvctl.adapters.kernel.urgency import urgent, urgent_process
-from hvctl.adapters.qemu import devicetree, heap, newprocess, qemuimg, statejob
+from hvctl.adapters.libvirt import domainxml_read
+from hvctl.adapters.qemu import balloon, devicetree, heap, newprocess, qemuimg, statejob
 from hvctl.adapters.qemu.inside import Inside
 from hvctl.adapters.ram import pages as pg
 from hvctl.adapters.ram import ramcompare, ramfile
@@ -38,7 +39,6 @@ from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
 from hvctl.model.vm import Vm
 from hvctl.settings import Settings
 
-BALLOON_SECONDS: Final = 5.0
 # Virtual size of the image for device state; the state itself lies behind it and may be larger.
 VMSTATE_SIZE: Final = 1 << 20
 
@@ -275,18 +275,8 @@ class QemuMachine:
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         if not vm.has_balloon:
             return
-        wanted, qmp = snapshot.balloon, self._opened.inside(vm).qmp
-        # The balloon's size and where it moves to are device state: after a load both are the snapshot's, unless the
-        # guest moved on. One that has more is left alone: it was on its way down, or has a module that was plugged
-        # beside what is promised, and what it uses of that must not be taken.
-        if qmp.execute("query-balloon")["actual"] >= wanted:
-            return
-        qmp.execute("balloon", {"value": wanted})
-        if not qmp.until("BALLOON_CHANGE", lambda: qmp.execute("query-balloon")["actual"] == wanted, BALLOON_SECONDS):
-            raise DeadlineError(
-                f"the balloon of {vm.name} did not reach the snapshot's {wanted} bytes within {BALLOON_SECONDS:g} s.",
-                f"hvctl vm show {vm.name}",
-            )
+        told = domainxml_read.read(self._document(vm.uuid)).memory
+        balloon.restore(self._opened.inside(vm), snapshot.balloon, told)
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:
         self._copy.forget(snapshot)
