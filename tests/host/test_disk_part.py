@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from host.outside import patient
-from hvctl.adapters.disks import diskseat, diskspare
+from hvctl.adapters.disks import diskfiles, diskpart, diskseat, diskspare
 from hvctl.adapters.disks.diskfiles import Files
 from hvctl.adapters.disks.diskswap import restore_disk
 from hvctl.adapters.guest import guestdisk
 from hvctl.adapters.images import imagestore
 from hvctl.adapters.qemu import qemuimg
-from hvctl.errors import GuestError, HvctlError, RefusedError
+from hvctl.errors import GuestError, HvctlError, RefusedError, UnreachableError
 from hvctl.settings import Settings
 from tests.contract.outside import MIB, made
 from tests.contract.real import RealOutside, real_outside
@@ -422,6 +422,33 @@ def test_a_node_that_is_exported(guest: Guest, tmp_path: Path) -> None:
         guest.ask("nbd-server-stop")
     guest.back("one")
     assert guest.digest() != digest
+
+
+def test_qemu_dies_while_a_disk_is_on_its_stand_in(outside: RealOutside, tmp_path: Path) -> None:
+    """The disk is whole, the one from before or the one that it went back to, and nothing is in the way of another."""
+    with made(outside, two_disks(outside.spec()), start=True) as uuid:
+        guest = Guest(outside, uuid)
+        guest.sh(RANDOM.format(size="1m", block=0))
+        digest = guest.digest()
+        for step, back in (("del-format", False), ("mirror", True)):
+            guest.take(step)
+            guest.sh(RANDOM.format(size="1m", block=0))
+            now, plan = guest.digest(), guest.prepare(step)
+
+            def at(name: str, step: str = step, guest: Guest = guest) -> None:
+                if name == step:
+                    outside.kill(guest.vm)
+
+            with guest.monitor() as qmp, pytest.raises(UnreachableError):
+                restore_disk(qmp, plan, at=at)
+            assert (diskfiles.identity(guest.overlay()) == plan.spare) == back
+            qemuimg.check(_copied(guest.overlay(), tmp_path))
+            assert content(guest.overlay(), tmp_path / "raw") == (digest if back else now)
+            outside.host.domains.start(uuid)
+            outside.await_guest(uuid)
+            digest = guest.digest()
+            diskpart.forget([guest.overlay()], guest.vm.process)
+            assert not [f for f in guest.files() if f.startswith("extra.qcow2.")]
 
 
 def test_what_cannot_be_reset_is_refused_before_anything(guest: Guest) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from hvctl.adapters.disks import diskseat, diskspare, diskstandin, diskswap
@@ -44,17 +44,11 @@ def restore(held: Inside, vm: Vm, snapshot: Snapshot, target: str, range: Range 
     extent = None if range is None else (range.start, range.end)
     if plan is None or (plan.tag, plan.extent) != (snapshot.tag, extent):
         raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.", "hvctl recover")
-    done = diskswap.restore_disk(held.qmp, plan, around=_first(held.process))
+    with awake(), urgent_process(held.process.pid), urgent():
+        done = diskswap.restore_disk(held.qmp, plan)
     held.forget()
     stages = {name: ms / 1000 for name, ms in done.stages}
     return {"away": done.away / 1000, "paused": done.paused / 1000, **stages}
-
-
-@contextmanager
-def _first(process: Process) -> Iterator[None]:
-    """Before all others of the host."""
-    with awake(), urgent_process(process.pid), urgent():
-        yield
 
 
 def is_back(held: Inside, vm: Vm, target: str) -> bool:

@@ -6,8 +6,6 @@ that the guest notices. Everything else happens while it runs on.
 
 from __future__ import annotations
 
-import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,16 +34,13 @@ class Swapped:
     running: bool
 
 
-def restore_disk(
-    qmp: Qmp, plan: Plan, *, at: At | None = None, around: AbstractContextManager[object] | None = None
-) -> Swapped:
+def restore_disk(qmp: Qmp, plan: Plan, *, at: At | None = None) -> Swapped:
     """Bring the disk of `plan` back. Repeatable, by any process, from wherever a call was interrupted; done once, it
     is not done again: the next reset needs a plan of its own.
 
     A guest that ran when this was called runs on, at most stopped for the exchange; one that was paused stays so, also
     by an interrupted call: the caller knows who paused it. What the guest writes from the exchange on is kept, unless
-    this fails with HvctlError: then it has its old disk again. `at` hears of every step before it is done, `around` is
-    held for the exchange.
+    this fails with HvctlError: then it has its old disk again. `at` hears of every step before it is done.
 
     RefusedError, HvctlError: the guest has the disk that it had. DeadlineError, UnreachableError: unknown, or it has
     what the disk goes back to, but not as libvirt knows it yet; repeat this when the cause is gone.
@@ -55,7 +50,7 @@ def restore_disk(
     _refuse(plan, seen)
     new = not diskstandin.is_exchanged(plan, seen)
     steps.lap("look")
-    away, paused = _exchange(steps, plan, seen, around or nullcontext()) if new else (0.0, 0.0)
+    away, paused = _exchange(steps, plan, seen) if new else (0.0, 0.0)
     settle(steps, plan, turn_back=new)
     return Swapped(tuple(steps.stages), paused, away, seen.status == "running")
 
@@ -83,7 +78,7 @@ def _refuse(plan: Plan, seen: Sight) -> None:
         )
 
 
-def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextManager[object]) -> tuple[float, float]:
+def _exchange(steps: Steps, plan: Plan, seen: Sight) -> tuple[float, float]:
     """The device has the stand-in after it; how long that took, and the pause for it, in milliseconds. Whatever fails,
     it has the old disk."""
     seat, files, stopped = plan.seat, Files(Path(plan.seat.path)), False
@@ -100,18 +95,15 @@ def _exchange(steps: Steps, plan: Plan, seen: Sight, around: AbstractContextMana
         cont: list[Step] = [("cont", "cont", {})] if stops else []
         change = [diskstandin.give_device(seat, seat.standin), *cont]
         steps.lap("ready")
-        with around:
-            began = time.perf_counter()
-            stopped = stops
-            if plan.quiet is None:
-                steps.send([*stop, *change])
-            else:
-                _refuse_written(plan, steps.send([*stop, ("count", "query-blockstats", {})])[-1])
-                steps.send(change)
-            away = (time.perf_counter() - began) * 1e3
+        stopped = stops
+        if plan.quiet is None:
+            steps.send([*stop, *change])
+        else:
+            _refuse_written(plan, steps.send([*stop, ("count", "query-blockstats", {})])[-1])
+            steps.send(change)
     except (RefusedError, GuestError, OSError) as e:
         raise _stayed(steps, plan, stopped, e) from e
-    steps.lap("exchange")
+    away = steps.lap("exchange")
     return away, away if stops else 0.0
 
 
