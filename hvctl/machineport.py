@@ -47,13 +47,15 @@ class Machine(Protocol):
         still runs. Changes nothing, and may be left out."""
         ...
 
-    def pause(self, vm: Vm) -> None:
-        """Stop the guest; one that is paused stays so."""
+    def pause(self, vm: Vm, load: Load | None = None) -> None:
+        """Stop the guest; one that is paused stays so. load: the load_state that it is paused for, of which QEMU then
+        hears early."""
         ...
 
-    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> float:
         """Let it go on; greet: with fresh entropy and the question for a sign of life, and clock: with the time, where
-        the VM has a port for it. A guest that runs already is not greeted."""
+        the VM has a port for it. A guest that runs already is not greeted. When QEMU said that it goes on, in seconds
+        of the monotonic clock."""
         ...
 
     def await_life(self, vm: Vm, seconds: float) -> Life:
@@ -107,11 +109,9 @@ class Machine(Protocol):
     def publish(self, snapshot: Snapshot) -> None: ...
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,
-        after_load: bool = False,
-    ) -> Restored:  # fmt: skip
-        """Make guest RAM equal to the snapshot. load: the load_state that must be called next, so that QEMU may hear of
-        it meanwhile. after_load: the second pass, which takes back what a load touched."""
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
+        """Make guest RAM equal to the snapshot. after_load: the second pass, which takes back what a load touched."""
         ...
 
     def audit(self, vm: Vm, snapshot: Snapshot) -> int:

@@ -211,7 +211,7 @@ def reset_steps(
     RAM comes before the state load, because virtio reads its rings out of guest RAM while loading, and again after it,
     because the machine reset inside the load writes ROMs and tables."""
     nodes = nodes_back(vm, snapshot, scope)
-    steps: list[Step] = [Pause(vm.uuid, snapshot)]
+    steps: list[Step] = [Pause(vm.uuid, LoadState(snapshot, nodes))]
     steps += [ArmTracker(vm.uuid, wishes.tracker)] if arm else []
     steps += [Enter(Phase.TOUCHING)]
     steps += _load(snapshot, snapshot, nodes, wishes)
@@ -235,10 +235,9 @@ def going_on(vm: Vm, snapshot: Snapshot, wishes: Wishes, record: Record) -> tupl
 
 
 def _load(ram: Snapshot, state: Snapshot, nodes: tuple[str, ...] | None, wishes: Wishes) -> list[Step]:
-    load = LoadState(state, nodes)
     steps: list[Step] = [
-        RestoreRam(ram, tracker=wishes.tracker, then=load),
-        load,
+        RestoreRam(ram, tracker=wishes.tracker),
+        LoadState(state, nodes),
         RestoreRam(ram, tries=2, tracker=wishes.tracker),
     ]
     return [*steps, *([Audit(ram, state, nodes)] if wishes.audit else []), Enter(Phase.COMMITTED)]

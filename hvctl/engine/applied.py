@@ -18,8 +18,8 @@ class Applied:
     """What a step did: its inverse (None: nothing to undo), what the operator should know, facts for the journal.
 
     mended: something was wrong and is right again, which must not pass for success. bound: the snapshot that later
-    steps name, as it is now that its process is known. stopped: of the monotonic clock, right before the guest was
-    paused."""
+    steps name, as it is now that its process is known. stopped and continued: of the monotonic clock, right before the
+    guest was paused, and when QEMU let it go on."""
 
     inverse: p.Step | None = None
     warning: str | None = None
@@ -27,6 +27,7 @@ class Applied:
     mended: str | None = None
     bound: Snapshot | None = None
     stopped: float | None = None
+    continued: float | None = None
 
 
 def agent_call(host: Host, uuid: str) -> guest.Call:

@@ -142,8 +142,9 @@ class Execution:
             if isinstance(step, Pause):
                 self.stopped = applied.stopped
             elif isinstance(step, Resume):
-                self.continued = time.monotonic()
-                self.paused += self.continued - self.stopped if self.stopped is not None else 0.0
+                self.continued = applied.continued
+                if self.stopped is not None and self.continued is not None:
+                    self.paused += self.continued - self.stopped
             self._record(step, began, "done", applied.facts)
             self.faults.point(self._kind, name, "after")
         except STEP_ERRORS as e:

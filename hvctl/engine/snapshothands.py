@@ -34,13 +34,13 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
         case p.Pause(uuid, toward):
             # Undone only where it did something: a guest that its operator paused stays paused.
             was_paused = vm(uuid).state is State.PAUSED
-            machine.ready(vm(uuid), toward)
+            load = (toward.snapshot, toward.nodes) if toward is not None else None
+            machine.ready(vm(uuid), toward.snapshot if toward is not None else None)
             stopped = time.monotonic()
-            machine.pause(vm(uuid))
+            machine.pause(vm(uuid), load)
             return Applied(None if was_paused else p.Resume(uuid), stopped=stopped)
         case p.Resume(uuid, greet, clock):
-            machine.resume(vm(uuid), greet=greet, clock=clock)
-            return Applied()
+            return Applied(continued=machine.resume(vm(uuid), greet=greet, clock=clock))
         case p.AwaitLife(uuid, seconds):
             life = machine.await_life(vm(uuid), seconds)
             if life.seconds is None:
@@ -70,9 +70,8 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
         case p.DropTags(uuid, tags):
             gone = machine.drop_tags(vm(uuid), tags)
             return Applied(facts={"tags": len(gone), "bytes": sum(t.bytes for t in gone)})
-        case p.RestoreRam(snapshot, tries, tracker, then):
-            load = (then.snapshot, then.nodes) if then is not None else None
-            done = machine.restore_ram(vm(snapshot.vm_uuid), snapshot, tracker, load=load, after_load=tries > 1)
+        case p.RestoreRam(snapshot, tries, tracker):
+            done = machine.restore_ram(vm(snapshot.vm_uuid), snapshot, tracker, after_load=tries > 1)
             facts: dict[str, Any] = {
                 "pages": done.pages,
                 "bytes": done.bytes,

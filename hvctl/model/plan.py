@@ -149,10 +149,10 @@ class SetRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """toward: the snapshot that the guest goes back to, for which all is made ready before it is stopped."""
+    """toward: the load that the guest is paused for; all is made ready for it before, and QEMU hears of it early."""
 
     uuid: str
-    toward: Snapshot | None = None
+    toward: LoadState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +235,11 @@ class DropTags:
 @dataclass(frozen=True, slots=True)
 class RestoreRam:
     """Write every page of guest RAM that differs from the snapshot. tries counts the passes of one reset:
-    the first makes RAM right for the state load, the second takes back what the load touched. then: the load that
-    follows the first one, of which QEMU may hear meanwhile."""
+    the first makes RAM right for the state load, the second takes back what the load touched."""
 
     snapshot: Snapshot
     tries: int = 1
     tracker: TrackerKind = TrackerKind.AUTO
-    then: LoadState | None = None
 
 
 @dataclass(frozen=True, slots=True)

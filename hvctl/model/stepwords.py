@@ -41,7 +41,7 @@ def _shown(name: str, value: Any) -> str:
         case Range():
             return format_range(value)
         case LoadState():
-            return ""
+            return value.snapshot.name
         case Notice():
             return f"{value.event} ({value.how})"
         case TrackerKind():

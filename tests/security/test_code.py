@@ -10,7 +10,7 @@ import pytest
 
 import hvctl
 from hvctl.adapters.qemu import qmp
-from hvctl.adapters.qemu.qmp import Qmp
+from hvctl.adapters.qemu.qmp import Ahead, Qmp
 from hvctl.errors import RefusedError
 
 ROOT = Path(hvctl.__file__).parent
@@ -97,7 +97,7 @@ def test_t02_of_the_monitor_for_people_one_question_is_asked(line: object) -> No
     for ask in (
         lambda: session.execute(*command),  # type: ignore[arg-type]
         lambda: session.execute_all([("query-status", {}), command]),  # type: ignore[list-item]
-        lambda: session.begin("snapshot-load", {}, before=[command]),  # type: ignore[list-item]
+        lambda: session.execute_all([("stop", {})], Ahead("snapshot-load", {}, [command], [])),  # type: ignore[list-item]
         lambda: session.job("snapshot-save", {}, 1.0, before=[command]),  # type: ignore[list-item]
     ):
         with pytest.raises(RefusedError, match="not a monitor command"):
@@ -108,7 +108,7 @@ def test_t02_of_the_monitor_for_people_one_question_is_asked(line: object) -> No
 
 def test_t02_every_monitor_command_in_the_code_is_a_literal() -> None:
     """So no text of a user can become one."""
-    found = [(w, c) for w, f, c in calls() if f.endswith(("qmp.execute", "qmp.begin", "qmp.job"))]
+    found = [(w, c) for w, f, c in calls() if f.endswith(("qmp.execute", "qmp.job"))]
     assert len(found) > 15
     # These are of the types Query, Job and Command, which hold only literals: nothing may be forced into them.
     typed = {"job", "command", "*question", "*leave_out_ram(False)"}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hvctl.adapters.qemu.qmp import COMMANDS, JOB_ID, Qmp
+from hvctl.adapters.qemu.qmp import COMMANDS, JOB_ID, Ahead, Command, Qmp
 from hvctl.errors import DeadlineError, GuestError, HvctlError, RefusedError, UnreachableError
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
@@ -81,8 +81,8 @@ class Peer:
 
 
 @contextmanager
-def served(script: Script) -> Iterator[tuple[str, list[Peer]]]:
-    """A socket with a peer that plays a script to whoever connects first."""
+def served(*scripts: Script) -> Iterator[tuple[str, list[Peer]]]:
+    """A socket with a peer that plays a script to whoever connects first, the next one to the second."""
     peers: list[Peer] = []
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         path = str(Path(folder) / "qmp")
@@ -92,13 +92,14 @@ def served(script: Script) -> Iterator[tuple[str, list[Peer]]]:
         server.settimeout(30)
 
         def play() -> None:
-            connection, _ = server.accept()
-            peers.append(peer := Peer(connection))
-            try:
-                with suppress(EOFError, OSError):
-                    script(peer)
-            finally:
-                peer.close()
+            for script in scripts:
+                connection, _ = server.accept()
+                peers.append(peer := Peer(connection))
+                try:
+                    with suppress(EOFError, OSError):
+                        script(peer)
+                finally:
+                    peer.close()
 
         thread = threading.Thread(target=play)
         thread.start()
@@ -322,20 +323,29 @@ def test_a_job_that_runs_in_the_main_loop_is_one_exchange() -> None:
     assert [m["execute"] for m in peers[0].heard][-2:] == [row[-1], "job-dismiss"]
 
 
-def test_a_job_that_was_begun_is_read_before_it_is_given() -> None:
+ON, OFF = ({"capabilities": [{"capability": "x-ignore-shared", "state": s}]} for s in (True, False))
+AHEAD = Ahead(
+    "snapshot-load",
+    {"tag": "t", "devices": ["a"]},
+    [("migrate-set-capabilities", ON)],
+    [("migrate-set-capabilities", OFF)],
+)
+
+
+def test_a_job_that_is_ahead_is_read_before_it_is_given() -> None:
     """QEMU does what comes before it at once and has all of it but its end, so that a death leaves no order."""
-    on, load = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}, {"tag": "t", "devices": ["a"]}
-    begun = threading.Event()
+    read = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.greet()
         for dismissed in (False, True):
+            peer.answer({})  # to stop
             if dismissed:
                 peer.answer({})
             peer.answer({})
-            assert peer.heard[-1]["arguments"] == on
+            assert peer.heard[-1]["arguments"] == ON
             peer.await_unread('"devices":["a"]}')
-            begun.set()
+            read.set()
             peer.answer({})
             peer.answer(job_state("concluded"))
             peer.answer({"status": "paused"})
@@ -345,31 +355,51 @@ def test_a_job_that_was_begun_is_read_before_it_is_given() -> None:
     with served(script) as (path, peers):
         with Qmp(path, 20.0) as qmp:
             for _ in range(2):
-                begun.clear()
-                qmp.begin("snapshot-load", load, before=[("migrate-set-capabilities", on)])
-                assert begun.wait(20)
-                told = qmp.job("snapshot-load", load, 20.0, before=[("stop", {})], after=[("query-status", {})])
+                read.clear()
+                assert qmp.execute_all([("stop", {})], AHEAD) == [{}]
+                assert read.wait(20)
+                after: list[Command] = [("query-status", {})]
+                told = qmp.job(AHEAD.job, AHEAD.arguments, 20.0, before=AHEAD.before, after=after)
                 assert told == [{"status": "paused"}]
+                assert qmp.heard() == frozenset()
             qmp.dismiss()
-    row = ["migrate-set-capabilities", "snapshot-load", "query-jobs", "query-status", "job-dismiss"]
-    assert [m["execute"] for m in peers[0].heard[1:]] == [*row, *row]
-    assert peers[0].heard[2]["arguments"] == {"job-id": JOB_ID, **load}
+    row = ["migrate-set-capabilities", "snapshot-load", "query-jobs", "query-status"]
+    heard = [m["execute"] for m in peers[0].heard[1:]]
+    assert heard == ["stop", *row, "stop", "job-dismiss", *row, "job-dismiss"]
+    assert peers[0].heard[3]["arguments"] == {"job-id": JOB_ID, **AHEAD.arguments}
 
 
-def test_what_is_begun_is_never_given_by_another_command() -> None:
+@pytest.mark.parametrize("then", ["cont", "other job", "end"])
+def test_what_is_ahead_and_not_given_is_taken_back_in_another_session(then: str) -> None:
+    """The one has the beginning of an order, which nothing else may end."""
+    answers: dict[str, list[object]] = {"cont": [{}], "other job": [{}, job_state("concluded"), {}], "end": []}
+
     def script(peer: Peer) -> None:
         peer.greet()
         peer.answer({})
+        peer.answer({})
         peer.wait_for_end()
 
-    with served(script) as (path, peers):
+    def again(peer: Peer) -> None:
+        peer.greet()
+        peer.answer({})
+        assert peer.heard[-1]["arguments"] == OFF
+        for answer in answers[then]:
+            peer.answer(answer)
+        peer.wait_for_end()
+
+    with served(script, again) as (path, peers):
         with Qmp(path, 20.0) as qmp:
-            qmp.begin("snapshot-load", {"tag": "t"}, before=[("stop", {})])
-            with pytest.raises(UnreachableError):
-                qmp.execute("query-status")
-            with pytest.raises(UnreachableError):
-                qmp.job("snapshot-load", {"tag": "t"}, 20.0)
-    assert [m["execute"] for m in peers[0].heard[1:]] == ["stop"]
+            qmp.execute_all([("stop", {})], AHEAD)
+            match then:
+                case "cont":
+                    qmp.execute("cont")
+                case "other job":
+                    qmp.job("snapshot-load", {"tag": "u"}, 20.0)
+            qmp.dismiss()
+            assert qmp.heard() == {"DEVICE_DELETED"}, "what happened meanwhile was not heard"
+    assert [m["execute"] for m in peers[0].heard[1:]] == ["stop", "migrate-set-capabilities"]
+    assert len(peers) == 2
 
 
 def test_what_happens_unasked_is_heard_before_the_next_answer() -> None:

@@ -3,6 +3,7 @@ the moment it is of, so that a wrong order of steps shows."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -44,11 +45,11 @@ class FakeMachine:
             if snapshot is not None:
                 inner.refuse_unfit(inside, snapshot)
 
-    def pause(self, vm: Vm) -> None:
+    def pause(self, vm: Vm, load: Load | None = None) -> None:  # noqa: ARG002
         with self._file.call("pause", vm.uuid) as world:
             life.pause(inner.process_of(world, vm))
 
-    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> float:
         with self._file.call("resume", vm.uuid) as world:
             inside = inner.process_of(world, vm)
             inside.greeted = greet and inside.state is State.PAUSED and inside.has_pulse
@@ -56,6 +57,7 @@ class FakeMachine:
             if inside.greeted:
                 inside.said.clear()
             life.resume(world, inside)
+            return time.monotonic()
 
     def await_life(self, vm: Vm, seconds: float) -> Life:
         with self._file.call("await_life", vm.uuid) as world:
@@ -195,9 +197,8 @@ class FakeMachine:
             world.files[inner.manifest_path(snapshot)] = File(Part(codec.dump_json(whole).decode()))
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,  # noqa: ARG002
-        after_load: bool = False,
-    ) -> Restored:  # fmt: skip
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
         with self._file.call("restore_ram", vm.uuid) as world:
             inside = inner.paused(world, vm, snapshot)
             stored, before, kind = inner.stored(world, snapshot), inside.ram.text, inner.tracked_by(inside, tracker)

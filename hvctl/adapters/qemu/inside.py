@@ -15,7 +15,7 @@ from hvctl.adapters.kernel.processhold import held
 from hvctl.adapters.kernel.urgency import calm
 from hvctl.adapters.qemu import blockgraph, devicetree
 from hvctl.adapters.qemu.blockgraph import Graph
-from hvctl.adapters.qemu.qmp import Command, Qmp
+from hvctl.adapters.qemu.qmp import Ahead, Command, Qmp
 from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.snapshot import Binding
 from hvctl.model.vm import Process, Vm
@@ -83,12 +83,12 @@ class Inside:
         self._looked = True
         _ = self.counter
 
-    def stop(self) -> None:
-        """Pause the guest. With a look right before it, that it is paused is all that is left to see: what QEMU does
-        by itself or for the guest it reports unasked, and what somebody else does through another monitor within this
-        millisecond would be missed by asking once more just as well."""
+    def stop(self, ahead: Ahead | None = None) -> None:
+        """Pause the guest; ahead: what comes next, as in Qmp.execute_all. With a look right before it, that it is
+        paused is all that is left to see: what QEMU does by itself or for the guest it reports unasked, and what
+        somebody else does through another monitor within this millisecond would be missed by asking once more, too."""
         self._still = False
-        _, *counts = self.qmp.execute_all([("stop", {}), *self.counter])
+        _, *counts = self.qmp.execute_all([("stop", {}), *self.counter], ahead)
         self.counted(counts)
         heard = self.qmp.heard()
         if "STOP" not in heard:

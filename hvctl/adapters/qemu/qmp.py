@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -54,6 +55,7 @@ Query = Literal[
 Job = Literal["snapshot-save", "snapshot-load", "snapshot-delete"]
 Event = Literal["JOB_STATUS_CHANGE", "BALLOON_CHANGE"]
 Command = tuple[Query, Mapping[str, object]]
+_Named = tuple[str, Mapping[str, object]]
 # The guest stands still or goes on; a device was given back, which takes a guest that runs.
 UNASKED: Final = ("STOP", "RESUME", "DEVICE_DELETED")
 COMMANDS: Final = frozenset(get_args(Query) + get_args(Job))
@@ -64,6 +66,16 @@ _FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}")
 _DISMISS: Final[Command] = ("job-dismiss", {"id": JOB_ID})
 _CLOSE_SECONDS = 1.0
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A job that will be run with these arguments: what goes before it, and what takes that back if it is not run."""
+
+    job: Job
+    arguments: Mapping[str, object]
+    before: Sequence[Command]
+    instead: Sequence[Command]
 
 
 class Qmp:
@@ -82,7 +94,9 @@ class Qmp:
         self._client: Client
         self._unasked = EventListener(UNASKED)
         self._concluded = False
-        self._ahead: list[asyncio.Future[object]] | None = None  # of a job that is begun
+        self._ahead: Ahead | None = None
+        self._before: list[asyncio.Future[object]] = []  # of that, without answer yet
+        self._missed = False
 
     def __enter__(self) -> Qmp:
         self._socket = connected(self._path, self._deadline, self._pid)
@@ -119,27 +133,17 @@ class Qmp:
 
     def execute(self, command: Query, arguments: Mapping[str, object] | None = None) -> Any:
         """The command's return value. GuestError: QEMU says no, in its words."""
+        self._give_up()
         return self._execute(command, arguments, self._deadline)
 
-    def execute_all(self, commands: Sequence[Command]) -> list[Any]:
+    def execute_all(self, commands: Sequence[Command], ahead: Ahead | None = None) -> list[Any]:
         """Several commands in one go, in order: the answers. GuestError: QEMU says no to one of them; it has done the
-        others."""
-        return self._exchange(commands, self._deadline)
-
-    def begin(self, command: Job, arguments: Mapping[str, object], before: Sequence[Command] = ()) -> None:
-        """Have QEMU do what comes before a job, and read all of the command but its end, while the caller does
-        something else; `job` with these arguments must be what is called next, and gives the end. Until then the
-        command is none: if nobody gives it, nothing happens. UnreachableError: the session is over."""
-
-        start, first = _checked(_start(command, arguments)), [*map(_checked, before)]
-
-        async def send() -> None:
-            commands = [*self._dismissal(), *first]
-            self._ahead = [asyncio.ensure_future(self._client.execute(c, a)) for c, a in commands]
-            await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
-            await self._client.begin(*start)
-
-        self._run(send, command, self._deadline)
+        others. ahead: after them QEMU does what comes before a job, and reads that but for its end, while the caller
+        does something else. If not `job` with the same arguments is what is called next, it is not run."""
+        self._give_up()
+        if ahead is not None:
+            _checked(_start(ahead.job, ahead.arguments))
+        return self._exchange(commands, self._deadline, ahead)
 
     def job(
         self,
@@ -152,10 +156,13 @@ class Qmp:
         """Run a job to its end. GuestError: it failed, in QEMU's words. DeadlineError: not over after `seconds`, the
         result is unknown.
 
-        Commands for right before, unless the job was begun with them, and for right after may be given, the answers to
-        the latter are returned: all of it is one exchange with QEMU. Each command waits for a turn of QEMU's main loop,
-        in which such a job runs and is queued first; so what comes second after its start comes after its end."""
+        Commands for right before (unless it is ahead with them) and for right after may be given, the answers to the
+        latter are returned: all of it is one exchange with QEMU. Each command waits for a turn of QEMU's main loop, in
+        which such a job runs and is queued first; so what comes second after its start comes after its end."""
+        if self._ahead is not None and (command, arguments) != (self._ahead.job, self._ahead.arguments):
+            self._give_up()
         first = [*self._dismissal(), *before] if self._ahead is None else []
+        self._ahead = None
         answers = self._exchange([*first, _start(command, arguments), ("query-jobs", {}), *after], seconds)
         answers = answers[-len(after) - 1 :]
         job = _own(answers[0])
@@ -171,7 +178,8 @@ class Qmp:
         return answers[1:]
 
     def dismiss(self) -> None:
-        """Have QEMU forget the job that was run last; when nothing waits for it."""
+        """Have QEMU forget the job that was run last, or that was ahead; when nothing waits for it."""
+        self._give_up()
         if self._concluded:
             self._concluded = False
             self.execute(*_DISMISS)
@@ -185,8 +193,11 @@ class Qmp:
 
     def heard(self) -> frozenset[str]:
         """Which of UNASKED happened, by whomever, since this was asked last, as of QEMU's latest answer: QEMU tells of
-        what happened before it answers what it is asked later."""
-        return frozenset(str(event["event"]) for event in self._unasked.clear())
+        what happened before it answers what it is asked later. After a session that had to be opened anew, as if a
+        device had been given back: that has to be asked."""
+        missed = {"DEVICE_DELETED"} if self._missed else set()
+        self._missed = False
+        return frozenset(str(event["event"]) for event in self._unasked.clear()) | missed
 
     def until(self, event: Event, done: Callable[[], bool], seconds: float) -> bool:
         """Whether `done` becomes true in time; it is asked at once, and again whenever the event arrives."""
@@ -202,6 +213,15 @@ class Qmp:
                 arrived.clear()
             return True
 
+    def _give_up(self) -> None:
+        """What is ahead is not given after all: in another session, since the one has its beginning."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self.close()
+            self.__enter__()
+            self._before, self._missed = [], True
+            self._exchange(ahead.instead, self._deadline)
+
     def _dismissal(self) -> Sequence[Command]:
         concluded, self._concluded = self._concluded, False
         return [_DISMISS] if concluded else []
@@ -209,18 +229,26 @@ class Qmp:
     def _own_job(self, seconds: float) -> Mapping[str, Any]:
         return _own(self._execute("query-jobs", None, seconds))
 
-    def _exchange(self, commands: Sequence[tuple[str, Mapping[str, object]]], seconds: float) -> list[Any]:
+    def _exchange(self, commands: Sequence[_Named], seconds: float, ahead: Ahead | None = None) -> list[Any]:
+        def sent(commands: Sequence[_Named]) -> list[asyncio.Future[object]]:
+            # Empty arguments are more to read, and say nothing.
+            return [asyncio.ensure_future(self._client.execute(c, a or None)) for c, a in commands]
+
         checked = [*map(_checked, commands)]
+        first = [*self._dismissal(), *map(_checked, ahead.before)] if ahead is not None else []
 
         async def ask() -> list[Any]:
-            # Empty arguments are more to read, and say nothing.
-            sent = (self._client.execute(c, a or None) for c, a in checked)
-            ahead, self._ahead = self._ahead or [], None
-            answers = await asyncio.gather(*ahead, *sent, return_exceptions=True)
+            before, own = self._before, sent(checked)
+            self._before = sent(first)
+            if ahead is not None:
+                await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
+                await self._client.begin(*_start(ahead.job, ahead.arguments))
+                self._ahead = ahead
+            answers = await asyncio.gather(*before, *own, return_exceptions=True)
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
-            return answers[len(ahead) :]
+            return answers[len(before) :]
 
         return self._run(ask, commands[0][0], seconds)
 
@@ -245,11 +273,11 @@ class Qmp:
             raise unreachable(self._path, str(e) or type(e).__name__) from e
 
 
-def _start(command: Job, arguments: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+def _start(command: Job, arguments: Mapping[str, object]) -> _Named:
     return command, {"job-id": JOB_ID, **arguments}
 
 
-def _checked(command: tuple[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+def _checked(command: _Named) -> _Named:
     name, arguments = command
     line = str(arguments.get("command-line", ""))
     if name not in COMMANDS or (name == "human-monitor-command" and not _FOR_PEOPLE.fullmatch(line)):

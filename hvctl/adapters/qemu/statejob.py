@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hvctl.adapters.qemu.inside import Inside, leave_out_ram
-from hvctl.adapters.qemu.qmp import Job
+from hvctl.adapters.qemu.qmp import Ahead, Job
 from hvctl.errors import RefusedError
 from hvctl.model.snapshot import Snapshot
 
@@ -38,13 +38,13 @@ def delete_tag(held: Inside, tag: str) -> None:
         held.qmp.job("snapshot-delete", {"tag": tag, "devices": list(holders)}, JOB_SECONDS)
 
 
-def begin_load(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> None:
-    """Of the `load` with these arguments, which must be what QEMU is told next, say all but its end. Nothing is said of
-    one that will be refused. Who dies before the end is said leaves the switch on and a guest that is paused and torn;
-    the next one inside turns it off."""
+def ahead(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> Ahead | None:
+    """What can be said early of the `load` with these arguments; nothing of one that will be refused. Who dies before
+    the end is said leaves the switch on, and a guest that is paused; the next one inside turns it off."""
     chosen = snapshot.nodes if nodes is None else nodes
-    if not _lacking(held, snapshot, chosen):
-        held.qmp.begin("snapshot-load", _arguments(snapshot, chosen), before=(leave_out_ram(True),))
+    if _lacking(held, snapshot, chosen):
+        return None
+    return Ahead("snapshot-load", _arguments(snapshot, chosen), (leave_out_ram(True),), (leave_out_ram(False),))
 
 
 def _run(held: Inside, job: Job, snapshot: Snapshot, nodes: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ and its disks any more. A process is opened at the first call of an operation, a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -125,17 +126,19 @@ class QemuMachine:
             apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
             ramcompare.foresee(ram, chain, pg.union(written, apart), exist=not apart.size)
 
-    def pause(self, vm: Vm) -> None:
+    def pause(self, vm: Vm, load: Load | None = None) -> None:
         held = self._opened.inside(vm)
         self._pause.enter_context(urgent())
-        held.stop()
+        held.stop(statejob.ahead(held, *load) if load else None)
 
-    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> None:
+    def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> float:
         held = self._opened.inside(vm)
         if greet and vm.pulse is not None and held.is_paused():
             self._greeting.send(vm.pulse, clock=clock)
         held.go_on()
+        continued = time.monotonic()
         self._pause.close()
+        return continued
 
     def await_life(self, vm: Vm, seconds: float) -> Life:  # noqa: ARG002 - the greeting knows its guest
         return self._greeting.await_life(seconds)
@@ -220,13 +223,10 @@ class QemuMachine:
     # --- going back
 
     def restore_ram(
-        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, load: Load | None = None,
-        after_load: bool = False,
-    ) -> Restored:  # fmt: skip
+        self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
+    ) -> Restored:
         held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
         inflations = held.inflations()
-        if load is not None:
-            statejob.begin_load(held, *load)
         written, exist = tracking.again() if after_load else None, True
         kind = tracking.state.kind
         chain = self._opened.chain(vm, snapshot.id)
