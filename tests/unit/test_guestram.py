@@ -157,6 +157,36 @@ def test_outside_the_chunks_in_use_everything_is_zero(sizes: tuple[int, ...]) ->
                 assert np.flatnonzero(chain.used()).tolist() == [page // pg.CHUNK]
 
 
+def test_the_chunks_in_use_are_asked_about_when_ram_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = ramfile.used
+    monkeypatch.setattr(ramfile, "used", lambda fd, *rest: asked.append(fd) or real(fd, *rest))
+
+    def used(known: list[int] | None) -> tuple[list[int], bool]:
+        asked.clear()
+        given = None
+        if known is not None:
+            given = np.zeros(4, np.bool_)
+            given[known] = True
+        return np.flatnonzero(guest.ram.used(given)).tolist(), bool(asked)
+
+    with lab((4 * pg.CHUNK,)) as guest:
+        guest.put(0, b"a")
+        assert used([]) == ([0], True)
+        assert used([]) == ([0], False)
+        assert used([3]) == ([0, 3], False)
+        guest.put(1, b"b")
+        guest.put(2 * pg.CHUNK, b"c")
+        assert used([]) == ([0, 2], True)
+        # As much as before, elsewhere: who knows nothing asks, and whoever cleared pages, too.
+        guest.punch(2 * pg.CHUNK)
+        guest.put(3 * pg.CHUNK, b"d")
+        assert used(None) == ([0, 3], True)
+        guest.ram.clear(np.array([1], np.int64))
+        guest.put(pg.CHUNK, b"e")
+        assert used([]) == ([0, 1, 3], True)
+
+
 def test_one_changed_byte_is_one_page() -> None:
     last = SIZES[0] - 1, PAGES - 1
     with lab() as guest:

@@ -238,16 +238,16 @@ class Qmp:
         first = [*self._dismissal(), *map(_checked, ahead.before)] if ahead is not None else []
 
         async def ask() -> list[Any]:
-            before, own = self._before, sent(checked)
-            self._before = sent(first)
-            if ahead is not None:
-                await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
-                await self._client.begin(*_start(ahead.job, ahead.arguments))
-                self._ahead = ahead
-            answers = await asyncio.gather(*before, *own, return_exceptions=True)
+            before, self._before = self._before, []
+            answers = await asyncio.gather(*before, *sent(checked), return_exceptions=True)
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
+            if ahead is not None:  # not earlier: QEMU would read it before it does what it has read
+                self._before = sent(first)
+                await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
+                self._ahead = ahead
+                await self._client.begin(*_start(ahead.job, ahead.arguments))
             return answers[len(before) :]
 
         return self._run(ask, commands[0][0], seconds)

@@ -47,6 +47,7 @@ class GuestRam:
     def __init__(self, regions: Iterable[Region], pid: int) -> None:
         self._pieces: list[_Piece] = []
         self._first = [0]
+        self._used: tuple[list[int], Chunks] | None = None
         try:
             for region in regions:
                 fd, spans = ramfile.open_mapped(region.path, region.size, pid)
@@ -97,7 +98,12 @@ class GuestRam:
         return found
 
     def used(self, known: Chunks | None = None) -> Chunks:
-        """Which chunks hold anything; all others are zero. Those that are `known` to be in use are not asked about."""
+        """Which chunks hold anything; all others are zero. Those that are `known` to be in use are not asked about, and
+        none is if RAM takes as much of the host as when this was asked last: whoever gives some of what is known must
+        know that the guest gave nothing away meanwhile."""
+        taken = [os.fstat(p.fd).st_blocks for p in self._pieces]
+        if known is not None and self._used is not None and self._used[0] == taken:
+            return known | self._used[1]
         found = np.zeros(-(-self.pages // pg.CHUNK), np.bool_) if known is None else known.copy()
         for piece in self._pieces:
             # The chunks of a piece begin with it, and so lie in one or two of the row's.
@@ -106,7 +112,8 @@ class GuestRam:
             for start, end in pg.chunk_ranges(asked).tolist():
                 for number in ramfile.used(piece.fd, min(end, piece.region.size), pg.CHUNK * PAGE, start):
                     found[first + number : first + number + 1 + bool(shifted)] = True
-        return found
+        self._used = taken, found
+        return found.copy()
 
     def existing(self, pages: Pages) -> Pages:
         """Those of them that are not holes, and some holes: pages that stand alone and those right behind one that is
@@ -154,6 +161,7 @@ class GuestRam:
 
     def clear(self, pages: Pages) -> None:
         """Make pages zero by giving them back to the host."""
+        self._used = None
         for piece, first, count in self._runs(pages):
             ramfile.clear(piece.fd, first * PAGE, count * PAGE)
 
