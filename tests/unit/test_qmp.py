@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -400,6 +401,24 @@ def test_what_is_ahead_and_not_given_is_taken_back_in_another_session(then: str)
             assert qmp.heard() == {"DEVICE_DELETED"}, "what happened meanwhile was not heard"
     assert [m["execute"] for m in peers[0].heard[1:]] == ["stop", "migrate-set-capabilities"]
     assert len(peers) == 2
+
+
+def test_when_a_guest_went_on_is_of_this_time() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        for said in ("RESUME", "STOP"):
+            command = peer.hear()
+            peer.say({"event": said, "timestamp": {"seconds": 0, "microseconds": 0}})
+            peer.say({"return": {}, "id": command["id"]})
+        peer.wait_for_end()
+
+    with served(script) as (path, _), Qmp(path, 20.0) as qmp:
+        began = time.monotonic()
+        first = qmp.go_on()
+        assert began <= first <= time.monotonic()
+        again = time.monotonic()
+        assert qmp.go_on() >= again, "nobody said it this time: it was going on"
+        assert qmp.heard() == {"RESUME", "STOP"}
 
 
 def test_what_happens_unasked_is_heard_before_the_next_answer() -> None:

@@ -95,9 +95,10 @@ class Inside:
             self._refuse_running(self.qmp.execute("query-status"))  # It stood still before, and may be broken.
         self._still = self._looked and "DEVICE_DELETED" not in heard
 
-    def go_on(self) -> None:
+    def go_on(self) -> float:
+        """When it went on; see Qmp.go_on."""
         self._still = self._looked = False
-        self.qmp.execute("cont")
+        return self.qmp.go_on()
 
     def is_paused(self) -> bool:
         return (self._still and self.qmp.heard() <= {"STOP"}) or not self.qmp.execute("query-status")["running"]

@@ -177,6 +177,13 @@ class Qmp:
             raise GuestError(f"QEMU's {command} failed: {job['error']}.")
         return answers[1:]
 
+    def go_on(self) -> float:
+        """Let the guest go on; when QEMU said that it does, in seconds of the monotonic clock. Its answer comes later:
+        for that it stands in line with the guest, which has begun already."""
+        self._client.resumed = None
+        self.execute("cont")
+        return self._client.resumed or time.monotonic()
+
     def dismiss(self) -> None:
         """Have QEMU forget the job that was run last, or that was ahead; when nothing waits for it."""
         self._give_up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import time
 from collections.abc import Mapping
 
 from qemu.qmp import Message, QMPClient
@@ -24,6 +25,7 @@ class Client(QMPClient):
     of an exchange. And with shorter names of commands: QEMU reads byte by byte, at some microseconds each."""
 
     _begun = b""
+    resumed: float | None = None  # when the guest was last said to go on, in seconds of the monotonic clock
 
     async def begin(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send a command but for its end, which comes with the same command as the next that is executed; any other
@@ -49,6 +51,8 @@ class Client(QMPClient):
         return msg
 
     def _cb_inbound(self, msg: Message) -> Message:
+        if msg.get("event") == "RESUME":
+            self.resumed = time.monotonic()
         return msg
 
 

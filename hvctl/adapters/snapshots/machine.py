@@ -7,7 +7,6 @@ and its disks any more. A process is opened at the first call of an operation, a
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -135,8 +134,7 @@ class QemuMachine:
         held = self._opened.inside(vm)
         if greet and vm.pulse is not None and held.is_paused():
             self._greeting.send(vm.pulse, clock=clock)
-        held.go_on()
-        continued = time.monotonic()
+        continued = held.go_on()
         self._pause.close()
         return continued
 
