@@ -2,12 +2,13 @@
 snapshot-revert` of the same VM in the same run, in turn; JSON as all benchmarks.
 
 What the stop-watch is: a reset's starts when the guest is paused first, which is when its service is lost, and ends
-when QEMU tells that it goes on (its event RESUME; `full_ms`), and again at its first answer to a new nonce (`full_first_life`). virsh takes the
-service away for its whole command, so `full_vs_virsh` is that command against the pause, and `full_call_vs_virsh` that
-command against the whole call of the verb up to there, in a process that has its engine open, as a daemon has.
-`command_ms` is the hvctl command as a user types it, Python's start included. `disk_vs_virsh` is likewise of the time
-that the disk was away, beside `disk_call_ms`. The floor is the pause of a reset that follows right after another one,
-without its two passes over RAM: stop, load of the device state with nothing dirty, go on. Ratios are medians of pairs.
+when QEMU tells that it goes on (its event RESUME; `full_ms`), and again at its first answer to a new nonce
+(`full_first_life`). virsh takes the service away for its whole command, so `full_vs_virsh` is that command against the
+pause, and `full_call_vs_virsh` that command against the whole call of the verb up to there, in a process that has its
+engine open, as a daemon has. `command_ms` is the hvctl command as a user types it, Python's start included.
+`disk_vs_virsh` is likewise of the time that the disk was away, beside `disk_call_ms`. The floor is the pause of a reset
+that follows right after another one, without its two passes over RAM: stop, load of the device state with nothing
+dirty, go on. Ratios are medians of pairs.
 """
 
 from __future__ import annotations
