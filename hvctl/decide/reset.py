@@ -154,9 +154,12 @@ def plan_reset(
     released = bool(scope.disks and wishes.hooks.before) and not (scope.ram or scope.devices)
     coherence, why = classify(vm, snapshot, scope, frozenset() if released else in_use)
     if coherence is Coherence.INCOHERENT and not wishes.accept_incoherent:
+        # libvirt has the agent's channel closed for about a second after each reset.
+        unheard = bool(scope.disks) and in_use is None and vm.has_agent
+        hint = "repeat it in a second, when the guest's agent is heard again" if unheard else "name more parts"
         return Refusal(
             f"the reset of {vm.name} would be incoherent: {'; '.join(why)}.",
-            "name more parts, have the guest release them, or --accept-incoherent",
+            f"{hint}, have the guest release them, or --accept-incoherent",
         )
     reasons = why if coherence is not Coherence.COHERENT else ()
     resume = not (vm.state is State.PAUSED and vm.reason == "user")

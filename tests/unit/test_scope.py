@@ -203,6 +203,8 @@ def test_how_coherent_a_request_is(
         assert all(r in plan.message for r in reasons)
         assert plan.hint is not None
         assert "--accept-incoherent" in plan.hint
+        # After a reset libvirt lets nobody talk to the agent for a second.
+        assert ("repeat it in a second" in plan.hint) is (bool(scope.disks) and in_use is None and VM.has_agent)
     else:
         assert not isinstance(plan, Refusal)
         assert plan[1] is expected
