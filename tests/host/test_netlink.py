@@ -70,7 +70,7 @@ def control(ns: str) -> TrafficControl:
 
 def without_numbers(text: str) -> str:
     """A dump without the numbers that the kernel gives to qdiscs and actions by itself, anew each time."""
-    return re.sub(r"(?<=index )\d+|\b8[0-9a-f]{3}:", "…", text)
+    return re.sub(r"(?<=index )\d+|\b[89a-f][0-9a-f]{3}:", "…", text)
 
 
 rates = st.none() | st.integers(1_000, 2**32 - 1).map(lambda n: n * 8)

@@ -78,9 +78,9 @@ def seen(monkeypatch: pytest.MonkeyPatch, pair: Marked) -> dict[str, list[str]]:
         look([command])
         return ask(self, command, *arguments)
 
-    def execute_all(self: Qmp, commands: Any, ask: Any = Qmp.execute_all) -> Any:
+    def execute_all(self: Qmp, commands: Any, *ahead: Any, ask: Any = Qmp.execute_all) -> Any:
         look([command for command, _ in commands])
-        return ask(self, commands)
+        return ask(self, commands, *ahead)
 
     # Elsewhere there are other pauses, which hurry nobody: a copy of a disk that is in use takes some.
     for name in ("pause", "resume", "restore_disk"):
