@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from hvctl.adapters.disks.diskseat import Seat
 from hvctl.adapters.disks.disksteps import Steps
-from hvctl.adapters.qemu.qmp import JOB_ID
+from hvctl.adapters.qemu.qmp import JOB_ID, own_job
 from hvctl.errors import DeadlineError, GuestError
 
 # A guest that writes without end to a disk that it has let go of, as it said, is stopped after this.
@@ -87,4 +87,4 @@ class _Mirror:
         return found[-1] if self._qmp.until("JOB_STATUS_CHANGE", reached, seconds) else None
 
     def _job(self) -> Mapping[str, Any] | None:
-        return next((j for j in self._qmp.execute("query-jobs") if j["id"] == JOB_ID), None)
+        return own_job(self._qmp.execute("query-jobs"))

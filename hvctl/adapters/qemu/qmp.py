@@ -194,9 +194,9 @@ class Qmp:
     def dismiss_jobs(self) -> None:
         """Clear what a killed hvctl left: a concluded job keeps its id until it is dismissed."""
         self._concluded = False
-        for job in self.execute("query-jobs"):
-            if job["id"] == JOB_ID and job["status"] == "concluded":
-                self.execute(*_DISMISS)
+        job = own_job(self.execute("query-jobs"))
+        if job is not None and job["status"] == "concluded":
+            self.execute(*_DISMISS)
 
     def heard(self) -> frozenset[str]:
         """Which of UNASKED happened, by whomever, since this was asked last, as of QEMU's latest answer: QEMU tells of
@@ -292,8 +292,13 @@ def _checked(command: _Named) -> _Named:
     return command
 
 
-def _own(jobs: list[dict[str, Any]]) -> Mapping[str, Any]:
-    for job in jobs:
-        if job["id"] == JOB_ID:
-            return job
+def own_job(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The job of hvctl in an answer to query-jobs."""
+    return next((job for job in jobs if job["id"] == JOB_ID), None)
+
+
+def _own(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    job = own_job(jobs)
+    if job is not None:
+        return job
     raise GuestError("QEMU's job vanished: somebody else dismissed it, its result is unknown.")

@@ -36,7 +36,7 @@ from hvctl.model.archive import Difference, Hardware
 from hvctl.model.host import HostFacts
 from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import Life, Restored, TrackerKind, Tracking
-from hvctl.model.vm import Vm
+from hvctl.model.vm import State, Vm
 from hvctl.settings import Settings
 
 # Virtual size of the image for device state; the state itself lies behind it and may be larger.
@@ -128,7 +128,9 @@ class QemuMachine:
     def pause(self, vm: Vm, load: Load | None = None) -> None:
         held = self._opened.inside(vm)
         self._pause.enter_context(urgent())
-        held.stop(statejob.ahead(held, *load) if load else None)
+        # Of one that stands still already QEMU is asked why before the load: what was ahead would be given up for that.
+        early = statejob.ahead(held, *load) if load is not None and vm.state is State.RUNNING else None
+        held.stop(early)
 
     def resume(self, vm: Vm, *, greet: bool = False, clock: bool = False) -> float:
         held = self._opened.inside(vm)
