@@ -1,4 +1,4 @@
-"""A VM as virsh, its guest and the kernel show it: nothing here asks hvctl, so its claims can be checked."""
+"""A VM as libvirt, its guest and the kernel show it: nothing here asks hvctl, so its claims can be checked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
+from host import connection
 from hvctl.errors import HvctlError
 
 T = TypeVar("T")
@@ -72,10 +73,10 @@ class Guest:
 
     @property
     def state(self) -> str:
-        return virsh("domstate", self.uuid).strip()
+        return connection.state(self.uuid)
 
-    def xml(self, *flags: str) -> ElementTree.Element:
-        return ElementTree.fromstring(virsh("dumpxml", self.uuid, *flags))
+    def xml(self, *, inactive: bool = False) -> ElementTree.Element:
+        return ElementTree.fromstring(connection.xml(self.uuid, inactive=inactive))
 
     @property
     def tap(self) -> str:
@@ -89,8 +90,8 @@ class Guest:
     def memory(self, flag: str = "--live") -> int:
         """Bytes: the balloon of the running guest, or what the definition says."""
         if flag == "--live":
-            return int(self.stats("dommemstat")["actual"]) * KIB
-        return int(self.xml("--inactive").findtext("currentMemory", "0")) * KIB
+            return connection.balloon(self.uuid)["actual"] * KIB
+        return int(self.xml(inactive=True).findtext("currentMemory", "0")) * KIB
 
     def stats(self, *command: str) -> dict[str, str]:
         """Lines of two columns of a virsh command on this domain, such as `blkdeviotune vda`."""
@@ -101,10 +102,10 @@ class Guest:
     def await_report(self) -> None:
         """Until the guest has told of its memory as it is after this call, and not in the middle of a change."""
         asked = time.time()
-        await_true(lambda: int(self.stats("dommemstat")["last_update"]) > asked, f"{self.name} reports its memory")
+        await_true(lambda: connection.balloon(self.uuid)["last_update"] > asked, f"{self.name} reports its memory")
 
     def overlays(self) -> list[Path]:
-        sources = self.xml("--inactive").findall("devices/disk/source")
+        sources = self.xml(inactive=True).findall("devices/disk/source")
         return [Path(source.get("file", "")) for source in sources]
 
     # --- QEMU
@@ -115,7 +116,7 @@ class Guest:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
-        return json.loads(virsh("qemu-monitor-command", self.uuid, request))["return"]
+        return json.loads(connection.monitor(self.uuid, request))["return"]
 
     def nodes(self) -> list[str]:
         """Named nodes that hvctl added, of which each snapshot has one."""
@@ -136,7 +137,7 @@ class Guest:
 
     def _agent(self, command: str, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
-        return json.loads(virsh("qemu-agent-command", self.uuid, request, "--timeout", "10"))["return"]
+        return json.loads(connection.agent(self.uuid, request, 10))["return"]
 
     def _ask(self, command: str, **arguments: Any) -> Any:
         return patient(lambda: self._agent(command, **arguments))
@@ -224,6 +225,6 @@ def ifbs(uuid: str) -> list[str]:
 
 
 def domains(prefix: str) -> Iterator[Guest]:
-    for name in virsh("list", "--all", "--name").split():
+    for name in connection.names():
         if name.startswith(prefix):
-            yield Guest(name, virsh("domuuid", name).strip())
+            yield Guest(name, connection.uuid(name))

@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from host.outside import MIB, Guest, virsh
+from host import connection
+from host.outside import MIB, Guest
 from host.site import copy_image
 from hvctl.adapters.node.hostprep import apply, changes
 from hvctl.engine.faults import Faults
@@ -52,7 +53,7 @@ def main(name: str) -> dict[str, object]:
                 bridges=(), labels={}, start=True,
             ),
         )  # fmt: skip
-        guest = Guest(name, virsh("domuuid", name).strip())
+        guest = Guest(name, connection.uuid(name))
         try:
             guest.await_boot()
             guest.mark("kept")

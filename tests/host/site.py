@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from host import connection
 from host.loaded import Loaded
 from host.outside import Guest, alive, await_true, domains, ifbs, virsh
 from hvctl.adapters.images import imagestore
@@ -101,7 +102,7 @@ class Site:
         return f"{self.prefix}{next(_numbers)}"
 
     def guest(self, name: str) -> Guest:
-        return Guest(name, virsh("domuuid", name).strip())
+        return Guest(name, connection.uuid(name))
 
     def create(self, *options: str) -> Guest:
         """A new VM with a NIC on the site's bridge; with --start it has booted."""

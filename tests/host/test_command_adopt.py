@@ -25,7 +25,7 @@ def test_a_foreign_domain_becomes_ready_for_warm_resets(site: Site) -> None:
         assert "adopt" in site.refused(5, "snapshot", "take", guest.name)
 
         site.ok("vm", "adopt", guest.name, "--yes")
-        adopted = guest.xml("--inactive")
+        adopted = guest.xml(inactive=True)
         assert [e.get("type") for e in adopted.iterfind("memoryBacking/source")] == ["file"]
         assert adopted.findtext("title") == "Somebody's own"
         assert adopted.findtext("metadata/{urn:somebody}note") == "do not lose"

@@ -24,7 +24,7 @@ def tuned(guest: Guest) -> dict[str, int]:
 
 def promised(guest: Guest) -> dict[str, object]:
     """The record in the definition's metadata."""
-    (found,) = (e for e in guest.xml("--inactive").iterfind("metadata/*") if "hvctl" in e.tag)
+    (found,) = (e for e in guest.xml(inactive=True).iterfind("metadata/*") if "hvctl" in e.tag)
     allocation: dict[str, object] = json.loads(found.text or "")["allocation"]
     return allocation
 

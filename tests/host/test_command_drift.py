@@ -73,7 +73,7 @@ def test_a_qdisc_of_somebody_else_is_reported_and_left(site: Site, vm: Guest) ->
 
 
 def test_a_lost_record_comes_back(site: Site, vm: Guest) -> None:
-    (record,) = (e for e in vm.xml("--inactive").iterfind("metadata/*") if "hvctl" in e.tag)
+    (record,) = (e for e in vm.xml(inactive=True).iterfind("metadata/*") if "hvctl" in e.tag)
     namespace = record.tag[1:].partition("}")[0]
     for flag in ("--live", "--config"):
         virsh("metadata", vm.uuid, namespace, "--remove", flag)

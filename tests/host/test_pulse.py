@@ -239,7 +239,7 @@ def test_a_vm_without_the_port_is_reset_as_ever(site: Site) -> None:
     """One that was created before there was such a port."""
     guest = site.create()
     try:
-        root = guest.xml("--inactive")
+        root = guest.xml(inactive=True)
         devices = root.find("devices")
         assert devices is not None
         for channel in devices.findall("channel[@type='pipe']"):

@@ -264,7 +264,7 @@ def test_other_features_of_the_cpu_show_in_the_new_process(site: Site, kept: Kep
 def test_a_device_that_the_vm_got_or_lost_since_is_in_the_way(site: Site, kept: Kept, tmp_path: Path) -> None:
     """Also one of the same kind in another slot: QEMU would look for its state under that slot's name."""
     guest, device = kept.guest, tmp_path / "rng.xml"
-    own = guest.xml("--inactive").find("devices/rng")
+    own = guest.xml(inactive=True).find("devices/rng")
     assert own is not None
     device.write_text(RNG)
     virsh("attach-device", guest.uuid, str(device), "--config")

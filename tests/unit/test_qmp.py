@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -401,6 +402,25 @@ def test_what_is_ahead_and_not_given_is_taken_back_in_another_session(then: str)
             assert qmp.heard() == {"DEVICE_DELETED"}, "what happened meanwhile was not heard"
     assert [m["execute"] for m in peers[0].heard[1:]] == ["stop", "migrate-set-capabilities"]
     assert len(peers) == 2
+
+
+def test_giving_up_what_is_ahead_and_not_answered_yet_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.answer({})
+        peer.hear()
+        peer.wait_for_end()
+
+    def again(peer: Peer) -> None:
+        peer.greet()
+        peer.answer({})
+        peer.wait_for_end()
+
+    with served(script, again) as (path, _), Qmp(path, 20.0) as qmp:
+        qmp.execute_all([("stop", {})], AHEAD)
+        qmp.dismiss()
+    gc.collect()
+    assert caplog.messages == []
 
 
 def test_when_a_guest_went_on_is_of_this_time() -> None:
