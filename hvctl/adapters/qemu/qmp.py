@@ -126,11 +126,11 @@ class Qmp:
             self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), _CLOSE_SECONDS))
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         for answer in self._before:  # asyncio would print an error that nobody looked at
             if answer.done() and not answer.cancelled():
                 answer.exception()
-        with contextlib.suppress(Exception):
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
         self._socket.close()
 
