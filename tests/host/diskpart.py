@@ -27,6 +27,7 @@ from hvctl.adapters.qemu.qmp import Qmp
 from hvctl.model.vm import Disk, DiskSpec, Vm, VmSpec
 from tests.contract.outside import MIB
 from tests.contract.real import RealOutside
+from tests.host import connection
 from tests.host.outside import patient
 
 SIZE = 16 * MIB  # small: the guest is emulated, and reads and sums all of it often
@@ -102,7 +103,7 @@ class Guest:
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Through libvirt, which is not how hvctl asks."""
-        done = virsh("qemu-monitor-command", self.uuid, json.dumps({"execute": command, "arguments": arguments or {}}))
+        done = connection.monitor(self.uuid, json.dumps({"execute": command, "arguments": arguments or {}}))
         answer = json.loads(done)
         assert "error" not in answer, answer
         return answer["return"]
@@ -199,7 +200,7 @@ class Guest:
         process = self.vm.process
         assert process is not None
         seen = diskseat.sight(qmp.execute_all(diskseat.QUESTIONS))
-        return diskseat.find(seen, process, self.disk(target), virsh("dumpxml", self.uuid))
+        return diskseat.find(seen, process, self.disk(target), connection.xml(self.uuid))
 
     def prepare(self, tag: str, extent: tuple[int, int] | None = None, target: str = "vdb") -> Plan:
         with self.monitor() as qmp:

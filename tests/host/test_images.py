@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from host import connection
 from hvctl.adapters.disks.storage import FolderStorage
 from hvctl.adapters.images import imagebuild
 from hvctl.model.host import HostFacts
@@ -43,9 +44,9 @@ def eventually(what: Callable[[], Any], seconds: float = BOOT_DEADLINE) -> Any:
         try:
             if found := what():
                 return found
-        except subprocess.CalledProcessError as e:
+        except AssertionError:
             if time.monotonic() > end:
-                raise AssertionError(e.stderr) from e
+                raise
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.1)
 
@@ -57,7 +58,7 @@ class Guest:
 
     def agent(self, command: str, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
-        return json.loads(virsh("qemu-agent-command", "--timeout", "30", self.uuid, request))["return"]
+        return json.loads(connection.agent(self.uuid, request, 30))["return"]
 
     def run(self, *argv: str, given: bytes = b"") -> tuple[int, str]:
         """Exit status and output of a program in the guest."""

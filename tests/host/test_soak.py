@@ -31,7 +31,7 @@ from hvctl.operations import snapshot as verbs
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(86400)]
 
 ROUNDS = int(os.environ.get("HVCTL_SOAK", "300"))
-SHARES = (10, 10, 10, 20, 20, 50, 50, 100, 200, 600)  # per mille of the guest's RAM that is dirtied
+SHARES = (*(10,) * 6, *(20,) * 5, *(50,) * 4, *(100,) * 3, 200, 600)  # per mille of the guest's RAM that is dirtied
 ORACLE_EVERY = 50
 BALLOON_EVERY = 20
 SETTLED = 5
