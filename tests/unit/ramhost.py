@@ -23,6 +23,7 @@ from hvctl.adapters.ram.pages import PAGE
 from hvctl.adapters.snapshots import snapshotfolder
 from hvctl.adapters.snapshots.machine import QemuMachine
 from hvctl.adapters.snapshots.opened import Opened
+from hvctl.adapters.snapshots.ramback import RamBack
 from hvctl.adapters.snapshots.ramcopy import RamCopy
 from hvctl.errors import RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation
@@ -169,6 +170,7 @@ class RamHost:
         made = QemuMachine(self.settings, facts, lambda _: "")
         made._opened = StillOpened(self.settings, StillInside(self.kernel, self.process))
         made._copy = RamCopy(self.settings, made._opened)
+        made._back = RamBack(self.settings, made._opened)
         return made
 
     def command(self) -> QemuMachine:

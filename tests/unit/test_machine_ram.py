@@ -125,12 +125,13 @@ class Commands(RuleBasedStateMachine):
         self.host.kernel.running = True
 
     @precondition(lambda self: self.taken)
-    @rule(which=which, fuse=fuses, tracker=st.sampled_from(("auto", "auto", "auto", "uffd", "compare")), load=works)
-    def resets(self, which: int, fuse: int | None, tracker: str, load: Any) -> None:
-        """A state load writes into RAM too."""
+    @rule(which=which, fuse=fuses, tracker=st.sampled_from(("auto", "auto", "auto", "uffd", "compare")), load=works,
+          work=works, given=discards)  # fmt: skip
+    def resets(self, which: int, fuse: int | None, tracker: str, load: Any, work: Any, given: Any) -> None:
+        """The guest writes, and gives pages away, after what to write was foreseen; a load writes into RAM too."""
         snapshot, content = self._chosen(which)
         self.host.command()
-        self._restored(fuse, lambda: self._reset(snapshot, TrackerKind(tracker), load))
+        self._restored(fuse, lambda: self._reset(snapshot, TrackerKind(tracker), load, work, given))
         assert unlike(self.lab.everything(), content) == []
         assert self.host.machine.audit(self.host.vm, snapshot) == 0
         self.host.kernel.running = True
@@ -248,13 +249,16 @@ class Commands(RuleBasedStateMachine):
             self.host.command()
             reset()
 
-    def _reset(self, snapshot: Snapshot, tracker: TrackerKind, load: Any) -> None:
+    def _reset(self, snapshot: Snapshot, tracker: TrackerKind, load: Any, work: Any = (), given: Any = ()) -> None:
         machine, kernel = self.host.machine, self.host.kernel
         known = machine.tracking(self.host.vm)
         distrusted = known is not None and "uffd" in known.disabled
         if tracker is TrackerKind.UFFD and (kernel.lost or distrusted or "uffd" not in kernel.works):
             tracker = TrackerKind.AUTO  # by its name it would be refused
         machine.ready(self.host.vm, snapshot)
+        if kernel.running:
+            self._work(work)
+            self._give(given)
         kernel.running = False
         machine.restore_ram(self.host.vm, snapshot, tracker)
         self._work(load)

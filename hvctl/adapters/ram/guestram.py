@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -155,12 +156,18 @@ class GuestRam:
     def write(self, pages: Pages, own: Addresses) -> None:
         pg.write(own, self._at(pages))
 
+    def writing(self, pages: Pages, own: Addresses) -> AbstractContextManager[None]:
+        """As write, begun by another thread while the caller does something else; done at the end."""
+        return pg.writing(own, self._at(pages))
+
     def touch(self, pages: Pages) -> None:
         """Make writing these pages soon quick; holes among them are filled with zeros."""
         pg.touch(self._at(pages))
 
     def clear(self, pages: Pages) -> None:
         """Make pages zero by giving them back to the host."""
+        if not pages.size:
+            return
         self._used = None
         for piece, first, count in self._runs(pages):
             ramfile.clear(piece.fd, first * PAGE, count * PAGE)

@@ -6,9 +6,10 @@ All RAM of a VM is one row of 4 KiB pages, its regions one after the other; a se
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Final
 
@@ -24,11 +25,13 @@ CHUNK: Final = 512  # pages of one page table
 Pages = NDArray[np.int64]
 Chunks = NDArray[np.bool_]  # one for each CHUNK pages of the row
 Addresses = NDArray[np.int64]
+_Vectors = NDArray[np.uint64]
+_Call = Callable[[int, int, int, int], int]
 NONE: Final[Pages] = np.empty(0, np.int64)
 _VECTORS: Final = processmemory.MOST
 _LONGEST: Final = 64  # pages of one vector, so that a call stays below the kernel's 2 GiB
 _SHARED: Final = 1024  # pages from which on two threads are faster than one
-_PARTS: Final = 8  # of equal size, which the threads take in turn
+_PARTS: Final = 16  # of equal size, which the threads take one after the other
 _WORDS: Final = np.empty(_VECTORS, np.uint64)
 
 
@@ -71,6 +74,14 @@ def union(*sets: Pages) -> Pages:
     return np.unique(np.concatenate(some))
 
 
+def without(pages: Pages, gone: Pages, of: int) -> Pages:
+    """Those of the pages that are not among `gone`; of: how many there are in the row."""
+    left = np.zeros(of, np.bool_)
+    left[pages] = True
+    left[gone] = False
+    return np.flatnonzero(left)
+
+
 def read(own: Addresses, guest: Addresses) -> None:
     """Copy whole pages from `guest` addresses of this process to `own` ones.
 
@@ -91,44 +102,67 @@ def write(own: Addresses, guest: Addresses) -> None:
     _move(processmemory.write, own, guest)
 
 
-def _move(call: Callable[[int, int, int, int], int], own: Addresses, guest: Addresses, size: int = PAGE) -> None:
-    """size: bytes at each address. Many pages are moved by two threads: memory that no cache holds is what takes the
-    time, and each processor waits for its own."""
+@contextmanager
+def writing(own: Addresses, guest: Addresses) -> Iterator[None]:
+    """As write, which another thread begins at once, while the caller does something else; it is done at the end."""
+    with _moving(processmemory.write, own, guest):
+        yield
+
+
+def _move(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> None:
+    with _moving(call, own, guest, size):
+        pass
+
+
+@contextmanager
+def _moving(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> Iterator[None]:
+    """size: bytes at each address. Many pages are moved by two threads, the caller's from the end of the context on:
+    memory that no cache holds is what takes the time, and each processor waits for its own."""
+    left = deque(_parts(own, guest, size))
+
+    def some(urgently: bool = False) -> None:
+        with urgent() if urgently else nullcontext():
+            while left:
+                try:
+                    local, remote, wanted = left.popleft()
+                except IndexError:  # the other thread was quicker
+                    return
+                try:
+                    done = call(os.getpid(), local.ctypes.data, remote.ctypes.data, len(local))
+                except OSError as e:
+                    raise _uncopied(str(e.strerror)) from e
+                if done != wanted:
+                    raise _uncopied(f"{done} of {wanted} bytes")
+
+    other = _second_thread().submit(some, is_urgent()) if own.size > _SHARED else None
+    try:
+        yield
+    finally:
+        try:
+            some()
+        finally:
+            if other is not None:
+                other.result()
+
+
+def _parts(own: Addresses, guest: Addresses, size: int) -> list[tuple[_Vectors, _Vectors, int]]:
+    """What one system call each moves: vectors here and there, and their bytes in all."""
     if not own.size:
-        return
+        return []
     breaks = (np.diff(own) != size) | (np.diff(guest) != size)
     breaks[_LONGEST - 1 :: _LONGEST] = True
     starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
     lengths = np.diff(np.concatenate((starts, [own.size]))) * size
     local = np.ascontiguousarray(np.stack((own[starts], lengths), axis=1), np.uint64)
     remote = np.ascontiguousarray(np.stack((guest[starts], lengths), axis=1), np.uint64)
-    shared = own.size > _SHARED
     firsts = np.arange(0, lengths.size, _VECTORS)
-    if shared:
+    if own.size > _SHARED:
         before = np.cumsum(lengths) - lengths
         firsts = np.union1d(firsts, np.searchsorted(before, own.size * size // _PARTS * np.arange(_PARTS)))
         firsts = firsts[firsts < lengths.size]
-    counts = np.diff(firsts, append=lengths.size)
-    parts = list(zip(firsts.tolist(), counts.tolist(), np.add.reduceat(lengths, firsts).tolist(), strict=True))
-
-    def some(mine: list[tuple[int, int, int]], urgently: bool = False) -> None:
-        with urgent() if urgently else nullcontext():
-            for at, count, wanted in mine:
-                try:
-                    done = call(os.getpid(), local[at:].ctypes.data, remote[at:].ctypes.data, count)
-                except OSError as e:
-                    raise _uncopied(str(e.strerror)) from e
-                if done != wanted:
-                    raise _uncopied(f"{done} of {wanted} bytes")
-
-    if not shared:
-        some(parts)
-        return
-    other = _second_thread().submit(some, parts[1::2], is_urgent())
-    try:
-        some(parts[::2])
-    finally:
-        other.result()
+    ends = np.append(firsts[1:], lengths.size).tolist()
+    wanted = np.add.reduceat(lengths, firsts).tolist()
+    return [(local[a:b], remote[a:b], w) for a, b, w in zip(firsts.tolist(), ends, wanted, strict=True)]
 
 
 def _uncopied(reason: str) -> HvctlError:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -36,30 +38,49 @@ def difference(guest: GuestRam, chain: Chain) -> Pages:
     return _compare(guest, chain, lambda _first, _unequal, _wanted: None)
 
 
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Pages as a snapshot has them: which are written from where in this process, and which are given back."""
+
+    pages: Pages
+    written: Pages
+    source: Addresses
+    back: Pages
+
+
+NOTHING: Final = Patch(pg.NONE, pg.NONE, pg.NONE, pg.NONE)
+
+
 def write(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> int:
     """Write these pages as the snapshot has them; bytes. exist: the guest wrote them all, so there are no holes."""
-    written, source, cleared = _sorted(guest, chain, pages, exist)
-    guest.write(written, source)
-    guest.clear(cleared)
-    return pages.size * PAGE
+    with writing(guest, _patch(guest, chain, pages, exist)):
+        return pages.size * PAGE
 
 
-def foresee(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> None:
-    """Before the pause, what `write` will need in the page tables: these faults cost more than the copy."""
-    written, source, _ = _sorted(guest, chain, pages, exist)
-    pg.touch(source)
-    guest.touch(written)
+@contextmanager
+def writing(guest: GuestRam, patch: Patch) -> Iterator[Pages]:
+    """Another thread begins with it while the caller does something else; at the end these pages are written."""
+    with guest.writing(patch.written, patch.source):
+        yield patch.pages
+    guest.clear(patch.back)
 
 
-def _sorted(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> tuple[Pages, Addresses, Pages]:
-    """The pages to write, where their content is, and the pages to give back to the host.
+def foresee(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> Patch:
+    """Before the pause, what `write` would do, with all that it needs in the page tables: these faults cost more than
+    the copy."""
+    patch = _patch(guest, chain, pages, exist)
+    pg.touch(patch.source)
+    guest.touch(patch.written)
+    return patch
 
-    A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
+
+def _patch(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> Patch:
+    """A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
     much again when the guest wants it. But for long runs where there are many, which are memory that the host lacks."""
     source = chain.locate(pages)
     zero = source == 0
     if not zero.any():
-        return pages, source, pg.NONE
+        return Patch(pages, pages, source, pg.NONE)
     kept, back = pages[zero] if exist else guest.existing(pages[zero]), pg.NONE
     if kept.size > _KEPT:
         counts = pg.runs(kept)[:, 1]
@@ -67,7 +88,7 @@ def _sorted(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> tuple[P
         kept, back = kept[~long], kept[long]
     source[zero] = _ZEROS.ctypes.data
     chosen = ~zero | np.isin(pages, kept, assume_unique=True)
-    return pages[chosen], source[chosen], back
+    return Patch(pages, pages[chosen], source[chosen], back)
 
 
 Found = Callable[[int, NDArray[np.bool_], NDArray[np.uint64]], None]

@@ -22,11 +22,10 @@ from hvctl.adapters.kernel.urgency import urgent, urgent_process
 from hvctl.adapters.libvirt import domainxml_read
 from hvctl.adapters.qemu import balloon, devicetree, heap, newprocess, qemuimg, statejob
 from hvctl.adapters.qemu.inside import Inside
-from hvctl.adapters.ram import pages as pg
-from hvctl.adapters.ram import ramcompare, ramfile
-from hvctl.adapters.ram.pages import PAGE
+from hvctl.adapters.ram import ramfile
 from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
 from hvctl.adapters.snapshots.opened import Opened
+from hvctl.adapters.snapshots.ramback import RamBack
 from hvctl.adapters.snapshots.ramcopy import RamCopy
 from hvctl.adapters.snapshots.snapshotdrop import Deletion, overlays
 from hvctl.decide.reset import binding_difference
@@ -54,6 +53,7 @@ class QemuMachine:
         self._root = settings.snapshots_dir
         self._opened = Opened(settings)
         self._copy = RamCopy(settings, self._opened)
+        self._back = RamBack(settings, self._opened)
         self._greeting = Greeting()
         self._hearing = Hearing()
         self._pause = ExitStack()  # what lasts as long as the guest stands still
@@ -61,6 +61,7 @@ class QemuMachine:
     def release(self) -> None:
         self._pause.close()
         self._copy.close()
+        self._back.forget()
         self._greeting.close()
         self._hearing.close()
         self._opened.release()
@@ -109,21 +110,11 @@ class QemuMachine:
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         held = self._opened.inside(vm)
         if snapshot is not None:
-            self._foresee(vm, snapshot)
+            self._back.foresee(vm, snapshot)
         heap.foresee(held.process.pid)
         self._pause.enter_context(awake())
         self._pause.enter_context(urgent_process(held.process.pid))
         held.look()
-
-    def _foresee(self, vm: Vm, snapshot: Snapshot) -> None:
-        """What a reset to the snapshot would write now, mapped, so that the pause is not spent on page faults."""
-        chain, ram, tracking = self._opened.chain(vm, snapshot.id), self._opened.ram(vm), self._opened.tracking(vm)
-        expected = tracking.expected(TrackerKind.AUTO)
-        tracking.claim()
-        if expected is not None:
-            base, written = expected
-            apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
-            ramcompare.foresee(ram, chain, pg.union(written, apart), exist=not apart.size)
 
     def pause(self, vm: Vm, load: Load | None = None) -> None:
         held = self._opened.inside(vm)
@@ -225,36 +216,10 @@ class QemuMachine:
     def restore_ram(
         self, vm: Vm, snapshot: Snapshot, tracker: TrackerKind = TrackerKind.AUTO, *, after_load: bool = False
     ) -> Restored:
-        held, ram, tracking = self._fitting(vm, snapshot), self._opened.ram(vm), self._opened.tracking(vm)
-        inflations = held.inflations()
-        written, exist = tracking.again() if after_load else None, True
-        kind = tracking.state.kind
-        chain = self._opened.chain(vm, snapshot.id)
-        if written is None:
-            found = tracking.written(tracker, inflations)
-            if found is not None:
-                base, pages = found
-                apart = snapshotlayers.apart(self._root, vm.uuid, base, snapshot.id, ram.pages)
-                written, exist = pg.union(pages, apart), not apart.size
-        if written is not None:
-            kind = tracking.state.kind
-            ramcompare.write(ram, chain, written, exist=exist)
-        else:
-            kind = TrackerKind.COMPARE
-            tracking.arm(tracker)
-            written = ramcompare.restore(ram, chain)
-        # A file outlives its process: without this, writes into a dead guest would pass for a reset.
-        held.alive()
-        tracking.settle(snapshot.id, inflations=inflations, reset=after_load)
-        return Restored(written.size, written.size * PAGE, kind, tracking.state.kind, tracking.state.reason)
+        return self._back.restore(vm, snapshot, self._fitting(vm, snapshot), tracker, after_load=after_load)
 
     def audit(self, vm: Vm, snapshot: Snapshot) -> int:
-        held, ram = self._fitting(vm, snapshot), self._opened.ram(vm)
-        missed = ramcompare.difference(ram, self._opened.chain(vm, snapshot.id))
-        held.alive()
-        if missed.size:
-            self._opened.tracking(vm).distrust(f"an audit found {missed.size} pages that it had missed")
-        return missed.size
+        return self._back.missed(vm, snapshot, self._fitting(vm, snapshot))
 
     def load_state(self, vm: Vm, snapshot: Snapshot, nodes: Sequence[str] | None = None) -> None:
         statejob.load(self._fitting(vm, snapshot), snapshot, nodes)
