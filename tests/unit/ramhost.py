@@ -237,6 +237,7 @@ def connected(host: RamHost) -> Iterator[None]:
 EFFECTS: Sequence[tuple[Any, str]] = (
     (tracking, "_write_state"),
     (ramcompare, "write"),
+    (ramcompare, "writing"),
     (ramcompare, "restore"),
     (layers.Writer, "store"),
     (layers.Writer, "put"),

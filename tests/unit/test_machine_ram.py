@@ -57,6 +57,35 @@ def test_what_is_done_with_the_ram_of_a_process_that_ended_is_not_done(call: str
         assert call == "audit" or known is None or known.base is None
 
 
+@pytest.mark.parametrize("foreseen", [0, 1])
+def test_what_a_guest_writes_after_a_reset_was_foreseen_goes_back_too(foreseen: int) -> None:
+    """Whichever snapshot it was foreseen for: of two, it is the first that the guest goes back to."""
+    with ExitStack() as stack:
+        ram = stack.enter_context(lab(SIZES))
+        host = RamHost(stack.enter_context(folder()), ram)
+        stack.enter_context(connected(host))
+        stack.callback(host.machine.close)
+        kept = []
+        for content in (1, 2):
+            snapshot = host.describe(kept[-1][0].id if kept else None)
+            host.prepare(snapshot)
+            host.kernel.running = False
+            if not kept:
+                host.machine.arm(host.vm, TrackerKind.AUTO)
+            host.kernel.write(10, 3, content)
+            host.machine.copy_ram(host.vm, snapshot)
+            host.machine.publish(snapshot)
+            kept.append((snapshot, ram.everything()))
+        host.kernel.running = True
+        host.kernel.write(11, 2, 3)
+        machine = host.command()
+        machine.ready(host.vm, kept[foreseen][0])
+        host.kernel.write(21, 30, 3)
+        host.kernel.running = False
+        assert machine.restore_ram(host.vm, kept[0][0]).pages == 3 + 30
+        assert unlike(ram.everything(), kept[0][1]) == []
+
+
 class Commands(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
