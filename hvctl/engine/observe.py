@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from hvctl.adapters.guest import agent
-from hvctl.errors import HvctlError, NotFoundError
+from hvctl.errors import DeadlineError, HvctlError, NotFoundError
 from hvctl.model.allocation import NicLimit
 from hvctl.model.vm import Balloon, State, Vm
 from hvctl.ports import Host
@@ -27,10 +27,10 @@ def observe_all(host: Host, *, guest: bool = False) -> tuple[Vm, ...]:
 
 
 def balloon_of(host: Host, vm: Vm) -> Balloon:
-    """Also of a VM that is gone since it was observed: then nothing is reported."""
+    """Also of a VM that is gone since it was observed, or whose QEMU hangs: then nothing is reported."""
     try:
         return host.domains.balloon(vm.uuid)
-    except NotFoundError:
+    except (NotFoundError, DeadlineError):
         return Balloon(vm.allocation.memory)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import uuid
@@ -110,6 +111,20 @@ def test_a_defined_vm_is_seen_as_it_was_asked_for(domains: LibvirtDomains, spec:
     assert vm.missing == ()
     domains.define(spec)
     assert virsh("domuuid", spec.name) == spec.uuid
+
+
+def test_a_qemu_that_hangs_is_seen_and_can_be_ended(domains: LibvirtDomains, running: VmSpec) -> None:
+    """Whatever job of libvirt waits for it by then; and it hides no other VM of its host."""
+    before = domains.get(running.uuid)
+    assert before.process is not None
+    os.kill(before.process.pid, signal.SIGSTOP)
+    asked = threading.Thread(target=lambda: subprocess.run(["virsh", "-q", "dommemstat", running.uuid], check=False))
+    asked.start()
+    assert domains.get(running.name) == before
+    assert before in domains.list()
+    domains.destroy(running.uuid)
+    asked.join()
+    assert domains.get(running.uuid).state is State.OFF
 
 
 def test_a_vms_life_and_that_each_effect_may_be_repeated(domains: LibvirtDomains, running: VmSpec) -> None:

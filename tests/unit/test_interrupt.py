@@ -178,6 +178,15 @@ def limited(site: FakeSite, engine: Engine, name: str, limit: int, *rates: float
     return uuid
 
 
+def test_a_qemu_that_hangs_does_not_hide_the_pool(site: FakeSite) -> None:
+    with small(site, 2048) as engine:
+        add(site, "hangs", used=100)
+        add(site, "well", used=100)
+        site.world.fail("balloon", "DeadlineError")
+        used = {r["resource"]: r["used"] for r in pool.show(engine)}
+        assert used["memory"] == (512 + 100) * MIB, "what does not answer is taken to use all that it has"
+
+
 def test_iops_that_are_not_used_go_by_a_squeeze_and_the_others_by_a_pause(site: FakeSite) -> None:
     with small(site, 2048) as engine:
         pool.set_limits(engine, Limits(iops_capacity=1000))

@@ -206,6 +206,16 @@ class Connection:
             return with_deadline(what, self._deadline if seconds is None else seconds, attempt)
         except libvirt.libvirtError as e:
             raise translate(e, self.uri, what) from e
+        except DeadlineError:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """A call that hangs, for its QEMU does, makes later ones on its connection hang (seen with libvirt 9.0): the
+        next call opens another. The one that hangs has the old one as long as it takes."""
+        if self._lock.acquire(blocking=False):  # held, the connection is not there yet
+            self._connection = None
+            self._lock.release()
 
     @contextlib.contextmanager
     def events(self, uuid: str, kind: int) -> Iterator[threading.Event]:

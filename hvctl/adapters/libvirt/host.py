@@ -5,6 +5,7 @@ Every effect looks at the domain first and observes the result after, so that do
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hvctl.adapters.kernel import process
 from hvctl.adapters.libvirt import agentcall, domainxml, tuning
 from hvctl.adapters.libvirt.calls import STATES, Connection, clean, code_of, named, state_of, tolerant
 from hvctl.adapters.libvirt.domainxml_read import qemu_ids
-from hvctl.errors import DeadlineError, HvctlError, RefusedError
+from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, State, Vm, VmSpec
@@ -32,6 +33,7 @@ _SAVE_SECONDS = 1800.0
 # libvirt asks the guest agent first and waits for its word before it presses the power button.
 _SHUTDOWN_SECONDS = 15.0
 _VERSION_SECONDS = 1.0
+_BALLOON_SECONDS = 1.0
 _REREAD = 1.0
 
 _UNDEFINE = (
@@ -101,7 +103,7 @@ class LibvirtDomains:
                         raise
             return tuple(sorted(found, key=lambda vm: vm.name))
 
-        return self._connection.call("list the VMs", look)
+        return self._in_force(self._connection.call("list the VMs", look))
 
     def uuid(self, ref: str) -> str:
         return self._connection.call(f"look for {clean(ref, 80)}", lambda c: str(named(c, ref).UUIDString()))
@@ -111,7 +113,24 @@ class LibvirtDomains:
             domain = named(connection, ref)
             return self._seen(domain, tuple(domain.state()), bool(domain.isPersistent()))
 
-        return self._connection.call(f"look at {clean(ref, 80)}", look)
+        return self._in_force((self._connection.call(f"look at {clean(ref, 80)}", look),))[0]
+
+    def _in_force(self, seen: tuple[Vm, ...]) -> tuple[Vm, ...]:
+        """With the balloons that QEMU has. A QEMU that hangs does not answer, and must not hide the other VMs of its
+        host, nor be out of reach itself: its balloon is then what libvirt heard of it last."""
+        told: dict[str, int] = {}
+
+        def ask(connection: Any) -> None:
+            for vm in seen:
+                if vm.state.active and vm.has_balloon:
+                    told.update(tuning.memory_in_force(connection, vm.uuid))
+
+        with contextlib.suppress(DeadlineError, UnreachableError):
+            self._connection.call("tell the balloons", ask, seconds=_BALLOON_SECONDS)
+        return tuple(
+            replace(vm, allocation=replace(vm.allocation, memory=told[vm.uuid])) if vm.uuid in told else vm
+            for vm in seen
+        )
 
     def _seen(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
         """The VM, looked at again if its process ended while it was being looked at."""
@@ -129,7 +148,6 @@ class LibvirtDomains:
         weight, quota = parts.cpu_shares, parts.cpu_quota
         if active:
             weight, quota = tuning.cpu_in_force(domain, parts.vcpus, (weight, quota))
-        memory = tuning.memory_in_force(domain, parts.memory) if active and parts.has_balloon else parts.memory
         running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
         ram = process.ram_files(running, parts.max_memory) if running else ()
         lacks = parts.missing
@@ -147,7 +165,7 @@ class LibvirtDomains:
             process=running,
             allocation=Allocation(
                 vcpus=parts.vcpus,
-                memory=memory,
+                memory=parts.memory,
                 cpu_quota=quota,
                 cpu_weight=tuning.weight_of(weight),
                 nics=tuple(NicLimit(n.mac) for n in parts.nics),

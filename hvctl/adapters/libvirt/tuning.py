@@ -194,13 +194,13 @@ def set_disk_limit(domain: Any, limit: DiskLimit) -> None:
 # --- memory
 
 
-def memory_in_force(domain: Any, described: int) -> int:
-    """Bytes of an active domain's balloon as QEMU has it: what the XML describes follows an event that QEMU sends at
-    most once a second."""
+def memory_in_force(connection: Any, uuid: str) -> dict[str, int]:
+    """Bytes of an active domain's balloon as QEMU has it, by its uuid; nothing if it ended. What the XML describes
+    follows an event that QEMU sends at most once a second."""
     try:
-        return int(domain.memoryStats()["actual"]) * 1024
+        return {uuid: int(connection.lookupByUUIDString(uuid).memoryStats()["actual"]) * 1024}
     except (libvirt.libvirtError, KeyError):
-        return described
+        return {}
 
 
 def balloon(domain: Any) -> Balloon:
