@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from hvctl.adapters.store.store import Store
+from hvctl.engine.lock import tidy
 from hvctl.engine.operate import Engine
+from hvctl.errors import NotFoundError
 from hvctl.model.operation import Operation, OpState
 from hvctl.model.pool import Held
 from hvctl.settings import Settings
@@ -28,10 +30,20 @@ def operation(settings: Settings, number: int) -> Operation:
 
 def recover(engine: Engine) -> tuple[list[Operation], tuple[Operation, ...]]:
     """End what dead owners left, and carry on the demands among it; the ended operations, and those that are still
-    open (owned, or not observable)."""
+    open (owned, or not observable). Lock files that nobody needs any more go."""
     ended = engine.sweep()
+    tidy(engine.settings.locks_dir, lambda uuid, number: _has_ended(engine, uuid, number))
     if any(r.state is Held.WAITING for r in engine.store.pool.reservations(engine.facts.name)):
         from hvctl.operations.demand import Progress, finish
 
         finish(engine, Progress())
     return ended, engine.store.open_operations(engine.facts.name)
+
+
+def _has_ended(engine: Engine, uuid: str, number: int) -> bool:
+    """Whether it is an operation of this journal, and over: locks of other databases may lie in the same folder."""
+    try:
+        known = engine.store.operation(number)
+    except NotFoundError:
+        return False
+    return known.vm_uuid == uuid and known.state is not OpState.OPEN
