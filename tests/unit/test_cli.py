@@ -150,10 +150,11 @@ STATUSES: dict[Exit, tuple[Callable[[FakeSite], None], tuple[str, ...]]] = {
 
 
 def test_every_status_has_its_case() -> None:
-    assert set(STATUSES) == set(Exit)
+    """That of lost output, which needs a process of its own, has it in test_output."""
+    assert set(STATUSES) == set(Exit) - {Exit.OUTPUT_LOST}
 
 
-@pytest.mark.parametrize("status", list(Exit))
+@pytest.mark.parametrize("status", list(STATUSES))
 def test_exit_statuses(run: Run, hosted: FakeSite, monkeypatch: pytest.MonkeyPatch, status: Exit) -> None:
     from hvctl.engine.lock import vm_lock
 
