@@ -117,6 +117,22 @@ def test_a_key_gives_the_first_answer(run: Run, hosted: FakeSite) -> None:
     assert len(numbers) == 1
 
 
+def test_operations_of_a_vm_that_nobody_knows(run: Run, hosted: FakeSite) -> None:
+    """A deleted VM is known by its operations, and one that has none yet by the host; a name with a slip is neither."""
+    add_image(hosted)
+    for argv in (("create", "gone", "--image", "micro"), ("delete", "gone")):
+        assert run("vm", *argv).status == Exit.DONE
+    (deleted, created) = json.loads(run("-f", "json", "operation", "list", "--vm", "gone").out)["operations"]
+    assert (deleted["kind"], created["kind"]) == ("delete", "create")
+    for known in (("gone", "--state", "failed"), (created["vm_uuid"], "--state", "failed"), ("db",), (DB,)):
+        ran = run("-f", "json", "operation", "list", "--vm", *known)
+        assert (ran.status, json.loads(ran.out)["operations"]) == (Exit.DONE, []), known
+    for unknown in ("typo", WEB.replace("1", "9")):
+        ran = run("operation", "list", "--vm", unknown)
+        assert (ran.status, ran.out) == (Exit.NOT_FOUND, "")
+        assert ran.err.startswith(f"hvctl: there is no VM '{unknown}', and no operation of one in the journal.\n")
+
+
 # --- exit statuses
 
 
