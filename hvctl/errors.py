@@ -63,6 +63,15 @@ class RefusedError(HvctlError):
     exit = Exit.REFUSED
 
 
+class InUseError(RefusedError):
+    """An image that a VM needs: `vm` is its UUID, which is all that its folder tells, `how` what it needs of it."""
+
+    def __init__(self, vm: str, how: str) -> None:
+        super().__init__(f"the VM {vm} {how}.", f"delete the VM first: hvctl vm delete {vm}")
+        self.vm = vm
+        self.how = how
+
+
 class DeadlineError(HvctlError):
     exit = Exit.TIMEOUT
 

@@ -133,6 +133,25 @@ def test_operations_of_a_vm_that_nobody_knows(run: Run, hosted: FakeSite) -> Non
         assert ran.err.startswith(f"hvctl: there is no VM '{unknown}', and no operation of one in the journal.\n")
 
 
+def test_an_image_that_is_needed_names_the_vm_as_its_operator_does(run: Run, hosted: FakeSite) -> None:
+    add_image(hosted)
+    folder = hosted.settings.vms_dir / WEB
+    folder.mkdir(parents=True)
+    (folder / "image").symlink_to(next(hosted.settings.images_dir.iterdir()))
+    ran = run("image", "delete", "micro")
+    assert (ran.status, ran.err) == (
+        Exit.REFUSED,
+        "hvctl: the VM web boots from the image micro.\n  hint: delete the VM first: hvctl vm delete web\n",
+    )
+    hosted.world.set_libvirt_down(True)
+    assert run("image", "delete", "micro").err.startswith(f"hvctl: the VM {WEB} boots from")
+    hosted.world.set_libvirt_down(False)
+    hosted.world.destroy("web")
+    hosted.world.undefine("web")
+    ran = run("image", "delete", "micro")
+    assert (ran.status, f"left a folder that needs it: {WEB}" in ran.err) == (Exit.REFUSED, True)
+
+
 # --- exit statuses
 
 
