@@ -152,6 +152,24 @@ def test_an_image_that_is_needed_names_the_vm_as_its_operator_does(run: Run, hos
     assert (ran.status, f"left a folder that needs it: {WEB}" in ran.err) == (Exit.REFUSED, True)
 
 
+def test_a_bridge_that_is_not_there_is_said_before_the_start(run: Run, hosted: FakeSite) -> None:
+    """A VM may be made before its bridge is; it may not be started."""
+    add_image(hosted)
+    create = ("vm", "create", "new", "--image", "micro", "--nic", "br0", "--nic", "br9", "--nic", "br9")
+    said = "warning: there is no bridge br9 yet, which new needs to start\n"
+    for options in (("--start",), ("--start", "--dry-run")):
+        ran = run(*create, *options)
+        assert (ran.status, "new cannot start: the host has no bridge br9." in ran.err) == (Exit.REFUSED, True)
+        assert "new" not in {vm.name for vm in hosted.world.read().vms.values()}
+    assert (run(*create, "--dry-run").err, run(*create).err) == (said, said)
+    assert json.loads(run("-f", "json", "operation", "show", "1").out)["operation"]["result"]["warnings"] == [
+        said.removeprefix("warning: ").strip()
+    ]
+    run("vm", "delete", "new")
+    hosted.world.add_bridge("br9")
+    assert run(*create, "--start").err == ""
+
+
 # --- exit statuses
 
 
