@@ -40,15 +40,15 @@ class Drift:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
-    owner, state folders, those that nobody is at of VMs that are not listed (with the name that the journal knows, and
-    the path), snapshots, operations that are open though nobody holds their lock, and by VM the load of a saved
-    snapshot that ended without taking back or giving up the disks from before it, what snapshots left in its disks
-    whose RAM is gone, which VMs have an operation that is open, and which are quarantined, with what ends it."""
+    owner, state folders, snapshots, operations that are open though nobody holds their lock, and by VM the load of a
+    saved snapshot that ended without taking back or giving up the disks from before it, what snapshots left in its
+    disks whose RAM is gone, which VMs have an operation that is open, and which are quarantined, with what ends it."""
 
     vms: Sequence[Vm]
     promised: Mapping[str, tuple[str, Record | None]]
     devices: Mapping[str, tuple[str, ...]]
     folders: Sequence[str]
+    # Folders that nobody is at, of VMs that are not listed: the name as the journal knows it, and the path.
     left: Mapping[str, tuple[str, str]]
     snapshots: Sequence[Snapshot]
     orphans: Sequence[Operation]

@@ -32,9 +32,8 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     busy = {o.vm_uuid for o in opened}
     kept = {u: load for u in folders if u not in busy and (load := host.storage.kept_disks(u))}
     vms = observe_all(host, guest=True)
+    left = {u: _left(engine, u) for u in folders if u not in busy | {vm.uuid for vm in vms}}
     # What is being made of another database's VM nobody here knows.
-    listed = {vm.uuid for vm in vms}
-    left = {u: _left(engine, u) for u in folders if u not in listed and u not in busy}
     own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in busy]
     stray = {vm.uuid: tags for vm in own if (tags := host.machine.stray_tags(vm))}
     host.machine.release()
@@ -50,7 +49,11 @@ def look(engine: Engine) -> tuple[Drift, ...]:
             kept,
             stray,
             busy,
-            {vm.uuid: (f"operation {o.id}: {o.reason}", way_out(vm.name)) for vm, o in quarantines(engine, vms)},
+            {
+                # One question to the journal, however many they are.
+                vm.uuid: (f"operation {o.id}: {o.reason}", way_out(vm.name))
+                for vm, o in quarantines(engine, vms)
+            },
         )
     )
 
