@@ -11,6 +11,7 @@ import typer
 from hvctl.cli import render
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import VmName, bounded
+from hvctl.cli.output import ReaderGoneError, drop_output
 from hvctl.cli.printable import printable
 from hvctl.errors import RefusedError, UsageError
 from hvctl.units import format_size, parse_size
@@ -56,11 +57,14 @@ def exec_(
 
 def _copy(data: bytes, stream: Any) -> None:
     """Bytes as they are into a pipe or file; escaped where a terminal would act on them."""
-    if stream.isatty():
-        stream.write(printable(data.decode(errors="backslashreplace")))
-    else:
-        stream.buffer.write(data)
-    stream.flush()
+    try:
+        if stream.isatty():
+            stream.write(printable(data.decode(errors="backslashreplace")))
+        else:
+            stream.buffer.write(data)
+        stream.flush()
+    except ReaderGoneError:
+        drop_output()  # the exit status is the program's all the same
 
 
 def console(context: typer.Context, vm: VmName) -> None:

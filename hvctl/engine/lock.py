@@ -132,8 +132,8 @@ def free(folder: Path, uuid: str) -> bool:
 
 def tidy(folder: Path, ended: Callable[[str, int], bool]) -> None:
     """Remove the files that nobody holds and that say nothing, or only of operations that have `ended`, of which it is
-    asked with the VM's UUID and the number: what is left where an owner died at the very end."""
+    asked with the VM's UUID and the number: what is left where an owner died at the very end. Others stay."""
     for path in sorted(folder.glob("*.lock")):
-        with contextlib.suppress(BusyError), vm_lock(folder, path.stem, 0) as lock:
+        with contextlib.suppress(BusyError, UnreachableError), vm_lock(folder, path.stem, 0) as lock:
             if (mark := lock.read()) and ended(path.stem, mark.operation):
                 lock.clear()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from faults.command import FakeSite
 
+from hvctl.adapters.fake.state import Exec
 from hvctl.errors import Exit
 
 
@@ -55,6 +56,8 @@ def test_a_reader_that_has_gone_is_no_failure(a: FakeSite) -> None:
     try:
         assert to(write, a, "allocate", "a", "--cpu-quota", "50%") == (Exit.DONE, "")
         assert to(write, a, "--help") == (Exit.DONE, "")
+        a.world.set_behaviour("a", exec={"fails": Exec(3, "said")})
+        assert to(write, a, "vm", "exec", "a", "--", "fails") == (3, "")
     finally:
         os.close(write)
     assert a.world.vm("a").allocation.cpu_quota == 50
