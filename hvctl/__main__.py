@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
-import io
 import os
 import resource
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hvctl.errors import HvctlError
 
 
 def main() -> None:
-    from hvctl.errors import HvctlError
+    from hvctl.cli.output import own_output
 
     os.umask(0o077)
-    # What hvctl reads of guests must not end in a core file, and what a terminal cannot show must not end a command.
-    # The hard limit stays: a libvirtd that hvctl starts inherits it, and sets one of its own for QEMU.
+    # What hvctl reads of guests must not end in a core file. The hard limit stays: a libvirtd that hvctl starts
+    # inherits it, and sets one of its own for QEMU.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    own_output()
+    status = _ended(_command)
+    lost = _ended(sys.stdout.flush)
+    sys.exit(status or lost)
+
+
+def _command() -> None:
+    for word in sys.argv:
+        _refuse_bytes(word)
+    from hvctl.cli.app import app
+
+    app()
+
+
+def _ended(do: Callable[[], object]) -> int | str | None:
+    """The exit status that it ends with, after what went wrong was said."""
+    from hvctl.cli.output import ReaderGoneError, drop_output
+    from hvctl.errors import HvctlError, OutputError
+
     try:
-        for word in sys.argv:
-            _refuse_bytes(word)
-        from hvctl.cli.app import app
-
-        app()
+        do()
+    except SystemExit as e:
+        return e.code
     except HvctlError as e:
-        _trace()
-        from hvctl.cli.render import complain
-
-        complain(e)
-        sys.exit(e.exit)
-    except BrokenPipeError:
-        # The reader of our output is gone (head, less): what it wanted was written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, OutputError):
+            drop_output()
+        return _complained(e)
+    except ReaderGoneError:
+        drop_output()
     except OSError as e:
         # The net under the adapters: what the system refuses is never a traceback.
-        _trace()
-        from hvctl.cli.render import complain
         from hvctl.errors import UnreachableError
 
         where = f"{e.filename}: " if e.filename else ""
-        denied = isinstance(e, PermissionError)
-        error = UnreachableError(f"{where}{e.strerror or e}.", "run hvctl as root" if denied else "hvctl doctor")
-        complain(error)
-        sys.exit(error.exit)
+        hint = "run hvctl as root" if isinstance(e, PermissionError) else "hvctl doctor"
+        return _complained(UnreachableError(f"{where}{e.strerror or e}.", hint))
+    return 0
+
+
+def _complained(error: HvctlError) -> int:
+    from hvctl.cli.render import complain
+
+    _trace()
+    complain(error)
+    return error.exit
 
 
 def _trace() -> None:

@@ -9,7 +9,8 @@ HvctlError 1
 ├── BusyError 7            another operation owns the VM
 ├── UndoneError 8          failed, and everything is as it was
 ├── NotUndoneError 9       failed, and something is not as it was
-└── GuestError 1           the guest or its agent refused, or answered nonsense
+├── GuestError 1           the guest or its agent refused, or answered nonsense
+└── OutputError 11         what was asked for is done, but standard output takes nothing
 Interrupted 130            Ctrl-C, which is no error of hvctl's
 """
 
@@ -32,6 +33,7 @@ class Exit(IntEnum):
     UNDONE = 8
     NOT_UNDONE = 9
     CHANGES_PENDING = 10
+    OUTPUT_LOST = 11
 
 
 class HvctlError(Exception):
@@ -61,6 +63,15 @@ class RefusedError(HvctlError):
     exit = Exit.REFUSED
 
 
+class InUseError(RefusedError):
+    """An image that a VM needs: `vm` is its UUID, which is all that its folder tells, `how` what it needs of it."""
+
+    def __init__(self, vm: str, how: str) -> None:
+        super().__init__(f"the VM {vm} {how}.", f"delete the VM first: hvctl vm delete {vm}")
+        self.vm = vm
+        self.how = how
+
+
 class DeadlineError(HvctlError):
     exit = Exit.TIMEOUT
 
@@ -79,6 +90,10 @@ class NotUndoneError(HvctlError):
 
 class GuestError(HvctlError):
     exit = Exit.FAILED
+
+
+class OutputError(HvctlError):
+    exit = Exit.OUTPUT_LOST
 
 
 class Interrupted(KeyboardInterrupt):

@@ -112,6 +112,10 @@ class Domains(Protocol):
 class Network(Protocol):
     """The kernel's traffic control on taps. Bits per second, directions as the guest sees them."""
 
+    def bridge(self, name: str) -> bool:
+        """Whether the host has a bridge of that name, which taps can be put on."""
+        ...
+
     def limit(self, tap: str, mac: str) -> NicLimit:
         """What is in force on a tap; unlimited where nothing is, or the tap is gone."""
         ...

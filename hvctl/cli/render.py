@@ -13,8 +13,9 @@ from typing import Any
 
 from hvctl import codec
 from hvctl.cli.context import Format, Globals
+from hvctl.cli.output import ReaderGoneError, drop_output
 from hvctl.cli.printable import in_json, one_line, printable
-from hvctl.errors import HvctlError
+from hvctl.errors import HvctlError, OutputError
 from hvctl.model.operation import Outcome
 from hvctl.units import format_seconds
 
@@ -110,7 +111,24 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
 
 def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]] = ()) -> None:
-    """How an operation ended, or what it would do; diff lines are (what, before, after)."""
+    """How an operation ended, or what it would do; diff lines are (what, before, after). OutputError names it."""
+    try:
+        _outcome(context, result, diff)
+        sys.stdout.flush()
+    except ReaderGoneError:
+        drop_output()
+    except OutputError as e:
+        if result.operation is None:
+            raise
+        what = f"{result.goal}: {result.state}, operation {result.operation}, but {e.message}"
+        raise OutputError(what, f"hvctl operation show {result.operation}") from e
+    finally:
+        if context.format is Format.TABLE:
+            for warning in result.warnings:
+                context.say(f"warning: {warning}")
+
+
+def _outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, str]]) -> None:
     if context.format is not Format.TABLE:
         data = codec.dump(result)
         data["changed"] = bool(result.plan)
@@ -135,5 +153,3 @@ def outcome(context: Globals, result: Outcome, diff: Sequence[tuple[str, str, st
             done = "" if record.outcome == "done" else f" {record.outcome}"
             shown = f"  {record.name} {record.detail}{done}".rstrip()
             print(printable(f"{shown}  {format_seconds(record.seconds)}  {facts}".rstrip()))
-    for warning in result.warnings:
-        context.say(f"warning: {warning}")

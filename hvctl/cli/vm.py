@@ -1,22 +1,17 @@
-"""hvctl vm create|list|show|start|stop|delete|exec|console|adopt|protect|set"""
+"""hvctl vm create|start|stop|delete|adopt|protect|dirty-rate|set, and in which order the help has them all"""
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hvctl.cli import render
+from hvctl.cli import render, vmguest, vmshow
 from hvctl.cli.context import Format, globals_of
 from hvctl.cli.options import DryRun, ExitCode, ExitCodeUnlessYes, VmName, bounded, pending
 from hvctl.cli.printable import printable
-from hvctl.cli.render import Column
-from hvctl.errors import RefusedError, UsageError
-from hvctl.units import format_rate, format_size, parse_size
-
-# libvirt carries requests of 4 MiB, and base64 takes a third more than the bytes.
-STDIN_LIMIT = 2 << 20
+from hvctl.errors import UsageError
+from hvctl.units import format_size, parse_size
 
 app = typer.Typer(help="Virtual machines: create, list, start, stop, delete, exec and more.", no_args_is_help=True)
 
@@ -85,87 +80,8 @@ def create(
     pending(result, exit_code)
 
 
-@app.command("list")
-def list_(context: typer.Context) -> None:
-    """List every VM of the host, whoever defined it."""
-    from hvctl.operations import inspect
-
-    options = globals_of(context)
-    data = inspect.vms(options.settings())
-    render.rows(
-        options,
-        "vms",
-        data,
-        (
-            Column("name", "NAME"),
-            Column("state", "STATE"),
-            Column("accel", "ACCEL"),
-            Column("vcpus", "VCPUS"),
-            Column("memory", "MEMORY", format_size),
-            Column("cpu_quota", "QUOTA", lambda v: "-" if v is None else f"{v}%"),
-            Column("image", "IMAGE"),
-            Column("managed", "MANAGED", lambda v: "yes" if v else "no"),
-            Column("warm", "WARM", lambda v: "ready" if v else "no"),
-            Column("labels", "LABELS", lambda v: ",".join(f"{k}={w}" for k, w in v.items()) or "-"),
-        ),
-    )
-
-
-@app.command()
-def show(context: typer.Context, vm: VmName) -> None:
-    """Show one VM: what it may use, as libvirt and the kernel enforce it, and what was promised to it."""
-    from hvctl.operations import inspect
-
-    options = globals_of(context)
-    data = inspect.vm(options.settings(), vm)
-    render.detail(options, "vm", data, _lines(data))
-
-
-def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
-    allocation = data["allocation"]
-    process = data["process"]
-    lines = [
-        ("name", data["name"]),
-        ("uuid", data["uuid"]),
-        ("state", data["state"] if data["reason"] == "unknown" else f"{data['state']} ({data['reason']})"),
-        ("agent", _agent(data)),
-        ("accelerator", f"{data['accel']}: {data['accel_reason']}"),
-        ("process", f"pid {process['pid']}" if process else "-"),
-        ("vcpus", f"{allocation['vcpus']} of {data['max_vcpus']}"),
-        ("memory", f"{format_size(allocation['memory'])} of {format_size(data['max_memory'])}"),
-        ("cpu quota", "-" if allocation["cpu_quota"] is None else f"{allocation['cpu_quota']}%"),
-        ("cpu weight", "-" if allocation["cpu_weight"] is None else str(allocation["cpu_weight"])),
-    ]
-    for nic, limit in zip(data["nics"], allocation["nics"], strict=True):
-        foreign = f", foreign: {nic['foreign']}" if nic["foreign"] else ""
-        rates = f"in {format_rate(limit['inbound'])}, out {format_rate(limit['outbound'])}{foreign}"
-        lines.append((f"nic {nic['tap'] or nic['mac']}", f"{nic['mac']} on {nic['bridge'] or '-'}: {rates}"))
-    limits = {d["target"]: d for d in allocation["disks"]}
-    for disk in data["disks"]:
-        limit = limits.get(disk["target"], {})
-        parts = [f"{k} {v}" for k, v in limit.items() if k != "target" and v is not None]
-        lines.append((f"disk {disk['target']}", f"{disk['name'] or '-'} {disk['path']} {', '.join(parts)}".rstrip()))
-    promised = data["promised"]
-    lines += [
-        ("promised", "-" if promised is None else _promised(promised)),
-        ("protected", "yes" if data["protected"] else "no"),
-        ("priority", "-" if data["priority"] is None else str(data["priority"])),
-        ("interruptible", "yes" if data["interruptible"] else "no"),
-        ("labels", ", ".join(f"{k}={v}" for k, v in data["labels"].items()) or "-"),
-        ("warm resets", "ready" if not data["missing"] else f"lacks {', '.join(data['missing'])}"),
-        ("console", data["console"] or "-"),
-    ]
-    return lines
-
-
-def _agent(data: dict[str, Any]) -> str:
-    if not data["has_agent"]:
-        return "no channel for one"
-    return "connected" if data["agent_connected"] else "not connected"
-
-
-def _promised(allocation: dict[str, Any]) -> str:
-    return f"{allocation['vcpus']} vCPUs, {format_size(allocation['memory'])}"
+app.command("list")(vmshow.list_)
+app.command()(vmshow.show)
 
 
 @app.command()
@@ -217,68 +133,8 @@ def delete(
     pending(result, exit_code)
 
 
-@app.command("exec")
-def exec_(
-    context: typer.Context,
-    vm: VmName,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", callback=bounded, help="How long it may run.")] = 60.0,
-    max_output: Annotated[str, typer.Option(metavar="SIZE", help="How much of each stream is kept.")] = "1MiB",
-    stdin: Annotated[bool, typer.Option("--stdin", help="Give it this command's standard input.")] = False,
-) -> None:
-    """Run a program in the guest through its agent; the exit status is the program's."""
-    from hvctl.operations import vm as verbs
-
-    options = globals_of(context)
-    limit = parse_size(max_output)
-    data = sys.stdin.buffer.read(STDIN_LIMIT + 1) if stdin else b""
-    if len(data) > STDIN_LIMIT:
-        raise UsageError(f"standard input has more than {format_size(STDIN_LIMIT)}.", "copy large data over a network")
-    with options.engine() as engine:
-        result = verbs.run(engine, vm, command, data, timeout, limit)
-    if options.format is Format.TABLE:
-        _copy(result.stdout, sys.stdout)
-        _copy(result.stderr, sys.stderr)
-        if result.truncated:
-            options.say(f"warning: output beyond {max_output} a stream was cut")
-    else:
-        texts = {
-            "status": result.status,
-            "signal": result.signal,
-            "stdout": result.stdout.decode(errors="backslashreplace"),
-            "stderr": result.stderr.decode(errors="backslashreplace"),
-            "truncated": result.truncated,
-        }
-        render.detail(options, "exec", texts, ())
-    raise typer.Exit(128 + result.signal if result.signal else result.status or 0)
-
-
-def _copy(data: bytes, stream: Any) -> None:
-    """Bytes as they are into a pipe or file; escaped where a terminal would act on them."""
-    if stream.isatty():
-        stream.write(printable(data.decode(errors="backslashreplace")))
-    else:
-        stream.buffer.write(data)
-    stream.flush()
-
-
-@app.command()
-def console(context: typer.Context, vm: VmName) -> None:
-    """Attach to the serial console of a running VM (virsh console; leave it with ^])."""
-    import os
-    import shutil
-
-    from hvctl.operations import inspect
-
-    settings = globals_of(context).settings()
-    found = inspect.vm(settings, vm)
-    if not found["console"]:
-        raise RefusedError(f"{vm} is {found['state']} and has no console now.", f"hvctl vm start {vm}")
-    virsh = shutil.which("virsh")
-    if virsh is None:
-        raise RefusedError("virsh is not installed.", "apt-get install libvirt-clients")
-    # virsh takes the terminal over: an argument list, and nothing of it comes from the guest.
-    os.execv(virsh, [virsh, "-c", settings.uri, "console", "--", found["uuid"]])  # noqa: S606
+app.command("exec")(vmguest.exec_)
+app.command()(vmguest.console)
 
 
 @app.command()

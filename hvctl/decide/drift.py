@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
+from shlex import quote
 
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.operation import Operation
@@ -47,6 +48,8 @@ class Facts:
     promised: Mapping[str, tuple[str, Record | None]]
     devices: Mapping[str, tuple[str, ...]]
     folders: Sequence[str]
+    # Folders that nobody is at, of VMs that are not listed: the name as the journal knows it, and the path.
+    left: Mapping[str, tuple[str, str]]
     snapshots: Sequence[Snapshot]
     orphans: Sequence[Operation]
     kept: Mapping[str, str]
@@ -76,13 +79,14 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
         elif not known[uuid].state.active and uuid in own:
             detail = f"traffic control of a VM that is off: {', '.join(names)}"
             found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.CLEAR_DEVICES))
-    for uuid in facts.folders:
-        if uuid not in known:
-            remedy = f"look into vms/{uuid} of the state_dir in hvctl config show, then remove it by hand"
-            found.append(Drift(uuid, uuid, "a state folder of a VM that is not there", remedy))
+    for uuid, (name, path) in facts.left.items():
+        remedy = f"if `virsh dominfo {uuid}` knows none either, and nobody wants its disks: rm -r {quote(path)}"
+        found.append(Drift(uuid, name, "the state folder of a VM that is not there any more", remedy))
     found += _of_snapshots(facts.snapshots, known)
     for uuid, load in facts.kept.items():
-        name = known[uuid].name if uuid in known else uuid
+        if uuid not in known:
+            continue
+        name = known[uuid].name
         detail = f"disks from before a load that was given up lie beside the VM's: *.{load}.old"
         found.append(Drift(uuid, name, detail, f"hvctl operation list, then decide which disks {name} keeps"))
     for uuid, tags in facts.stray.items():

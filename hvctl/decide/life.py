@@ -32,7 +32,13 @@ from hvctl.model.snapshot import Snapshot
 from hvctl.model.vm import State, Vm, VmSpec
 
 
-def plan_create(spec: VmSpec, start: bool) -> Plan:
+def plan_create(spec: VmSpec, start: bool, lacking: Sequence[str] = ()) -> Plan | Refusal:
+    """lacking: bridges of its NICs that the host has not."""
+    if start and lacking:
+        return Refusal(
+            f"{spec.name} cannot start: the host has no bridge {', '.join(lacking)}.",
+            "see those it has: ip -br link show type bridge; or leave --start out, and make it first",
+        )
     steps: list[Step] = [Enter(Phase.TOUCHING), MakeDisks(spec), Define(spec)]
     if start:
         steps.append(Start(spec.uuid))

@@ -1,17 +1,19 @@
-"""One lock file per VM, held with flock and never unlinked, so the kernel frees it when its owner dies.
+"""One lock file per VM, held with flock, so the kernel frees it when its owner dies; its one line names the operation
+and the phase it is in: what recovery reads to know how far a dead owner came.
 
-Its one line names the operation and the phase it is in: what recovery reads to know how far a dead owner came.
-Children must not inherit the descriptor (a forked child would keep the lock), so it is close-on-exec and hvctl never
-uses the fork start method.
+A file that says nothing goes with its lock, while that is still held. Who waited for it then has the lock of a file
+that is in no folder any more, and tries again with the one that is. Children must not inherit the descriptor (a forked
+child would keep the lock), so it is close-on-exec and hvctl never uses the fork start method.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,28 +72,53 @@ def why_not(folder: Path) -> str:
 @contextmanager
 def vm_lock(folder: Path, uuid: str, wait: float) -> Iterator[VmLock]:
     """The VM's lock, or BusyError after `wait` seconds. flock has no timed form, hence the short poll."""
+    path = folder / f"{uuid}.lock"
+    deadline = time.monotonic() + wait
+    while (fd := _locked(path)) is None:
+        if time.monotonic() >= deadline:
+            raise BusyError(f"the VM is busy: {_owner(path)} has not ended in {wait:g} s.", "hvctl operation list")
+        time.sleep(POLL_SECONDS)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(folder / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as e:
-        raise UnreachableError(f"the lock of the VM cannot be opened: {e}.", why_not(folder)) from e
-    try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    owner = _parse(os.pread(fd, LINE, 0))
-                    who = f"operation {owner.operation} (pid {owner.pid})" if owner else "another operation"
-                    raise BusyError(
-                        f"the VM is busy: {who} has not ended in {wait:g} s.", "hvctl operation list"
-                    ) from None
-                time.sleep(POLL_SECONDS)
         yield VmLock(fd)
     finally:
+        if not os.fstat(fd).st_size and _is_at(fd, path):
+            path.unlink()
         os.close(fd)
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of the locked file; None while somebody else has it."""
+    while True:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as e:
+            raise UnreachableError(f"the lock of the VM cannot be opened: {e}.", why_not(path.parent)) from e
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if _is_at(fd, path):
+            return fd
+        os.close(fd)
+
+
+def _owner(path: Path) -> str:
+    try:
+        mark = _parse(path.read_bytes()[:LINE])
+    except FileNotFoundError:
+        mark = None
+    return f"operation {mark.operation} (pid {mark.pid})" if mark else "another operation"
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether that is where the file is, and no other: a lock that nobody else would look for locks nothing."""
+    try:
+        there = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
 
 
 def free(folder: Path, uuid: str) -> bool:
@@ -101,3 +128,12 @@ def free(folder: Path, uuid: str) -> bool:
             return True
     except BusyError:
         return False
+
+
+def tidy(folder: Path, ended: Callable[[str, int], bool]) -> None:
+    """Remove the files that nobody holds and that say nothing, or only of operations that have `ended`, of which it is
+    asked with the VM's UUID and the number: what is left where an owner died at the very end. Others stay."""
+    for path in sorted(folder.glob("*.lock")):
+        with contextlib.suppress(BusyError, UnreachableError), vm_lock(folder, path.stem, 0) as lock:
+            if (mark := lock.read()) and ended(path.stem, mark.operation):
+                lock.clear()

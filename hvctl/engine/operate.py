@@ -32,7 +32,7 @@ class Decision:
     """What a verb decided: the plan, and what the ledger says after it.
 
     goal: what is promised afterwards (None: as before). holds: whether the VM then counts against the host.
-    forget: the VM is gone afterwards."""
+    forget: the VM is gone afterwards. warnings: what its operator should know of it beside that."""
 
     plan: Plan
     before: Before
@@ -40,6 +40,7 @@ class Decision:
     holds: bool = False
     forget: bool = False
     result: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> Resources | None:
@@ -226,7 +227,7 @@ class Engine(Site):
             decision.plan.reasons,
             operation,
             tuple(run.records) if run else (),
-            tuple(run.warnings) if run else (),
+            (*decision.warnings, *(run.warnings if run else ())),
             seconds,
             decision.result,
         )

@@ -3,6 +3,8 @@ another QEMU process ends that, so a later operation that was undone does not.""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hvctl import codec
 from hvctl.engine.site import Site
 from hvctl.errors import RefusedError
@@ -17,10 +19,20 @@ def quarantine(site: Site, vm: Vm) -> Operation | None:
     if vm.process is None:
         return None
     last = next(iter(site.store.operations(site.facts.name, vm.uuid, OpState.QUARANTINED, limit=1)), None)
-    if last is None:
-        return None
-    before, found = codec.load(Before, last.before), (last.result or {}).get("process")
-    return last if vm.process in (before.vm and before.vm.process, found and codec.load(Process, found)) else None
+    return last if last and _is_of(last, vm.process) else None
+
+
+def quarantines(site: Site, vms: Sequence[Vm]) -> list[tuple[Vm, Operation]]:
+    """Those of them whose process is so, with that operation: one question to the journal."""
+    last: dict[str, Operation] = {}
+    for operation in site.store.operations(site.facts.name, state=OpState.QUARANTINED):
+        last.setdefault(operation.vm_uuid, operation)
+    return [(vm, o) for vm in vms if vm.process and (o := last.get(vm.uuid)) and _is_of(o, vm.process)]
+
+
+def _is_of(operation: Operation, process: Process) -> bool:
+    before, found = codec.load(Before, operation.before), (operation.result or {}).get("process")
+    return process in (before.vm and before.vm.process, found and codec.load(Process, found))
 
 
 def refuse_quarantined(site: Site, kind: Kind, vm: Vm | None) -> None:

@@ -12,7 +12,7 @@ from hvctl.decide.drift import Drift, Facts, Mend, drifts
 from hvctl.engine.lock import free
 from hvctl.engine.observe import observe_all
 from hvctl.engine.operate import Decision, Engine
-from hvctl.engine.quarantine import quarantine, way_out
+from hvctl.engine.quarantine import quarantines, way_out
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Record
 from hvctl.model.finding import Finding, degraded, ok
@@ -32,6 +32,7 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     busy = {o.vm_uuid for o in opened}
     kept = {u: load for u in folders if u not in busy and (load := host.storage.kept_disks(u))}
     vms = observe_all(host, guest=True)
+    left = {u: _left(engine, u) for u in folders if u not in busy | {vm.uuid for vm in vms}}
     # What is being made of another database's VM nobody here knows.
     own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in busy]
     stray = {vm.uuid: tags for vm in own if (tags := host.machine.stray_tags(vm))}
@@ -42,18 +43,25 @@ def look(engine: Engine) -> tuple[Drift, ...]:
             promised,
             host.network.owners(),
             folders,
+            left,
             tuple(host.machine.snapshots()),
             orphans,
             kept,
             stray,
             busy,
             {
+                # One question to the journal, however many they are.
                 vm.uuid: (f"operation {o.id}: {o.reason}", way_out(vm.name))
-                for vm in vms
-                if (o := quarantine(engine, vm))
+                for vm, o in quarantines(engine, vms)
             },
         )
     )
+
+
+def _left(engine: Engine, uuid: str) -> tuple[str, str]:
+    """The name that a VM had, as far as the journal knows it, and its folder."""
+    names = (o.vm_name for o in engine.store.operations(engine.facts.name, uuid))
+    return next((n for n in names if n != uuid), uuid), str(engine.settings.vms_dir / uuid)
 
 
 def as_findings(found: tuple[Drift, ...]) -> tuple[Finding, ...]:

@@ -47,7 +47,8 @@ class NewVm:
 
 
 def create(engine: Engine, new: NewVm, *, dry_run: bool = False, key: str | None = None) -> Outcome:
-    """Make a VM: overlays, definition, record; and start it if asked."""
+    """Make a VM: overlays, definition, record; and start it if asked. Without its bridge it cannot start, and is
+    refused; one that is to start later is made all the same, with a warning."""
     from hvctl.adapters.images import imagestore
 
     _check(new)
@@ -58,13 +59,17 @@ def create(engine: Engine, new: NewVm, *, dry_run: bool = False, key: str | None
     def decide(vm: Vm | None) -> Decision | Refusal:
         if any(d.name == new.name for d in engine.host.domains.list()):
             return Refusal(f"there is a VM {new.name} already.", f"hvctl vm show {new.name}")
-        plan = life.plan_create(spec, new.start)
+        lacking = [b for b in dict.fromkeys(new.bridges) if not engine.host.network.bridge(b)]
+        plan = life.plan_create(spec, new.start, lacking)
+        if isinstance(plan, Refusal):
+            return plan
         return Decision(
             plan,
             Before(vm=vm, goal=spec.record, holds=new.start),
             goal=spec.record,
             holds=new.start,
             result={"uuid": identity, "accel": spec.accel.value},
+            warnings=tuple(f"there is no bridge {b} yet, which {new.name} needs to start" for b in lacking),
         )
 
     request = {"name": new.name, "image": new.image, "start": new.start}

@@ -28,6 +28,8 @@ _numbers = itertools.count()
 class Taps(Protocol):
     network: Network
 
+    def add_bridge(self, name: str) -> None: ...
+
     def add(self, tap: str) -> None: ...
 
     def remove(self, tap: str) -> None: ...
@@ -67,6 +69,9 @@ class FakeTaps:
     def __init__(self, folder: Path) -> None:
         self._world = FakeWorld(folder / "state.json")
         self.network = open_fake(self._world.uri).network
+
+    def add_bridge(self, name: str) -> None:
+        self._world.add_bridge(name)
 
     def add(self, tap: str) -> None:
         self._world.add_tap(tap)
@@ -119,6 +124,9 @@ class NamespaceTaps:
             yield taps
             for tun in taps._tuns.values():
                 left.callback(tun.close)
+
+    def add_bridge(self, name: str) -> None:
+        _run("ip", "-n", self._namespace, "link", "add", name, "type", "bridge")
 
     def add(self, tap: str) -> None:
         _run("ip", "-n", self._namespace, "tuntap", "add", tap, "mode", "tap")

@@ -35,6 +35,14 @@ def tap(taps: Taps) -> str:
     return "tap0"
 
 
+def test_a_bridge_is_one_that_is_there_and_no_other_device(taps: Taps, tap: str) -> None:
+    assert not taps.network.bridge("br7")
+    taps.add_bridge("br7")
+    assert taps.network.bridge("br7")
+    assert not taps.network.bridge(tap)
+    assert not taps.network.bridge("a-name-that-is-too-long-for-a-device")
+
+
 LIMITS = [
     NicLimit(MAC, 8 * MBIT, None),
     NicLimit(MAC, None, 20 * MBIT),

@@ -1,6 +1,6 @@
 """What holds while a snapshot or a reset has a real guest stand still, or a disk of it change places, and no longer:
 processors stay awake, and hvctl's thread and QEMU go before all others of the host. The kernel tells, when QEMU is
-asked for it."""
+asked for it; and with the stop of a whole reset QEMU is told of its load."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def asked_for(qemu: int) -> Iterator[None]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch, pair: Marked) -> dict[str, list[str]]:
-    """What was held `amid` it, whenever QEMU was about to be asked, and what `after` it."""
+    """What was held `amid` it, when QEMU was about to be asked, and what `after` it; the jobs that it was `told` of."""
     found: dict[str, list[str]] = defaultdict(list)
     qemu = pair.guest.pid
 
@@ -78,9 +78,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, pair: Marked) -> dict[str, list[str]]:
         look([command])
         return ask(self, command, *arguments)
 
-    def execute_all(self: Qmp, commands: Any, *ahead: Any, ask: Any = Qmp.execute_all) -> Any:
+    def execute_all(self: Qmp, commands: Any, ahead: Any = None, ask: Any = Qmp.execute_all) -> Any:
         look([command for command, _ in commands])
-        return ask(self, commands, *ahead)
+        if ahead is not None:
+            found["told"].append(ahead.job)
+        return ask(self, commands, ahead)
 
     # Elsewhere there are other pauses, which hurry nobody: a copy of a disk that is in use takes some.
     for name in ("pause", "resume", "restore_disk"):
@@ -119,7 +121,7 @@ def reset(engine: Engine, pair: Marked) -> None:
     snapshot.reset(engine, pair.guest.name, "old")
 
 
-@pytest.mark.parametrize("verb", [take, reset_disk, reset])
+@pytest.mark.parametrize(("verb", "told"), [(take, []), (reset_disk, []), (reset, ["snapshot-load"])])
 def test_who_goes_first_while_a_guest_stands_still(
     engine: Engine,
     pair: Marked,
@@ -127,9 +129,11 @@ def test_who_goes_first_while_a_guest_stands_still(
     offered: str,
     seen: dict[str, list[str]],
     verb: Callable[[Engine, Marked], None],
+    told: list[str],
 ) -> None:
+    verb(engine, pair)
+    assert seen["told"] == told
     if not offered:
         pytest.skip("this host lets nobody go first, and its processors sleep when they like")
-    verb(engine, pair)
     assert set(seen["amid"]) == {offered}
     assert set(seen["after"]) == {""}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults.command import FakeSite
@@ -17,7 +18,7 @@ from hvctl.engine.runtime import open_engine
 from hvctl.errors import NotUndoneError
 from hvctl.model.allocation import Allocation, Change, NicChange, NicLimit, Record
 from hvctl.model.finding import Health
-from hvctl.model.operation import Kind, OpState
+from hvctl.model.operation import Kind, Operation, OpState
 from hvctl.model.vm import State
 from hvctl.operations import doctor
 from hvctl.operations import snapshot as snapshots
@@ -188,8 +189,17 @@ def test_a_vm_that_stays_away_is_forgotten_and_its_devices_go(engine: Engine, si
     world = site.world.read()
     assert world.ifbs == {}
     assert engine.host.machine.snapshots() == []
-    assert [m for _, m in found(engine)] == [Mend.NOTHING], "its folder is for a person"
+    (drift,) = doctor.look(engine)
+    assert (drift.vm_name, drift.mend) == ("a", Mend.NOTHING), "its folder is for a person"
+    assert drift.remedy.endswith(f"nobody wants its disks: rm -r {site.settings.vms_dir / vm}")
     assert world.folders != {}
+    engine.host.storage.place_disks(vm, "load-1", [])
+    assert len(found(engine)) == 1, "whatever lies in it"
+    engine.store.open_operation(
+        vm_uuid=vm, vm_name="a", host=engine.facts.name, kind=Kind.CREATE, request={}, before={}, who="x", boot_id="b",
+    )  # fmt: skip
+    with vm_lock(site.settings.locks_dir, vm, 0):
+        assert found(engine) == [], "somebody is at it"
 
 
 def test_a_vm_that_is_back_at_the_second_look_keeps_everything(
@@ -301,6 +311,25 @@ def test_a_guest_of_two_moments_is_not_to_be_resumed(engine: Engine, site: FakeS
     (drift,) = doctor.look(engine)
     assert (drift.mend, drift.remedy) == (Mend.NOTHING, "hvctl vm stop a --force, then start it")
     assert drift.detail.startswith(f"quarantined: operation {last(engine).id}: ")
+
+
+def test_a_look_asks_the_journal_no_oftener_where_there_are_more_vms(
+    engine: Engine, site: FakeSite, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    operations = engine.store.operations
+
+    def counted(*args: Any, **wanted: Any) -> tuple[Operation, ...]:
+        asked.append((args, wanted))
+        return operations(*args, **wanted)
+
+    monkeypatch.setattr(engine.store, "operations", counted)
+    doctor.look(engine)
+    once = len(asked)
+    site.world.add_vms(f"vm-{i}" for i in range(5))
+    asked.clear()
+    doctor.look(engine)
+    assert len(asked) == once
 
 
 def test_a_mending_that_fails_hides_no_other(engine: Engine, site: FakeSite, vm: str) -> None:

@@ -17,6 +17,7 @@ from hvctl.errors import BusyError, Exit, HvctlError, NotUndoneError, RefusedErr
 from hvctl.model.allocation import Change, NicChange
 from hvctl.model.operation import Operation, OpState, Outcome, Phase
 from hvctl.model.vm import State
+from hvctl.operations import journal
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
 from hvctl.operations.allocate import allocate
@@ -421,6 +422,25 @@ def test_a_busy_vm_names_the_operation_that_owns_it(engine: Engine, site: FakeSi
             allocate(engine, "a", GROWN)
     assert failed.value.exit is Exit.BUSY
     assert allocate(engine, "a", GROWN).state is OpState.DONE
+
+
+def test_a_vm_that_is_deleted_leaves_no_lock(engine: Engine, site: FakeSite) -> None:
+    created(engine, site)
+    verbs.delete(engine, "a", force=True)
+    assert list(site.settings.locks_dir.iterdir()) == []
+
+
+def test_recovery_tidies_the_locks_of_operations_that_have_ended(engine: Engine, site: FakeSite) -> None:
+    """As of a VM that was deleted when hvctl was killed after the commit; not those of another database."""
+    uuid = created(engine, site)
+    verbs.delete(engine, "a", force=True)
+    for name, number in ((uuid, last(engine).id), (uuid, 4711), ("another", last(engine).id)):
+        with vm_lock(site.settings.locks_dir, name, 0) as lock:
+            lock.mark(number, Phase.COMMITTED)
+        journal.recover(engine)
+        left = [p.stem for p in site.settings.locks_dir.iterdir()]
+        assert left == ([] if (name, number) == (uuid, last(engine).id) else [name])
+        (site.settings.locks_dir / f"{name}.lock").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("damage", ["removed", "emptied", "of another operation", "nonsense"])

@@ -206,6 +206,7 @@ def test_many_changes_of_one_vm_take_turns(engine: Engine, site: FakeSite) -> No
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "two were open at once"
     record = promised(engine)[uuid][1]
     assert record.allocation.cpu_quota == site.world.vm("a").allocation.cpu_quota
+    assert list(site.settings.locks_dir.iterdir()) == []
 
 
 def test_who_does_not_wait_is_told_busy(engine: Engine, site: FakeSite) -> None:

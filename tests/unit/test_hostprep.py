@@ -39,6 +39,7 @@ class Tools:
     enabled: set[str] = field(default_factory=set)
     active: set[str] = field(default_factory=set)
     guests: list[str] = field(default_factory=lambda: ["guest-1\n", "guest-1\n"])
+    ended: set[str] = field(default_factory=set)
 
     def __call__(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
         self.calls.append(tuple(argv))
@@ -63,8 +64,11 @@ class Tools:
                 self.enabled.add(unit)
             case ("systemctl", "restart", "libvirtd.service"):
                 os.utime(self.paths.libvirtd_pid)
-            case ("virsh", *_):
+            case ("virsh", "-c", _, "list", "--uuid"):
                 out = self.guests.pop(0)
+            case ("virsh", "-c", _, "dommemstat", guest):
+                if guest in self.ended:
+                    raise HvctlError("virsh failed with status 1: error: Domain not found.")
             case other:
                 raise AssertionError(f"unexpected command {other}")
         return subprocess.CompletedProcess(list(argv), 0, out, "")
@@ -299,6 +303,7 @@ def test_a_libvirtd_older_than_its_configuration_is_restarted_once(
         "virsh -c qemu:///system list --uuid",
         "libvirtd -d",
         "virsh -c qemu:///system list --uuid",
+        "virsh -c qemu:///system dommemstat guest-1",
     ]
     assert changes(settings, running, tools) == ()
 
@@ -319,7 +324,17 @@ def test_a_guest_that_is_gone_after_the_restart_is_an_error(
 ) -> None:
     tools.guests = ["guest-1\nguest-2\n", "guest-1\n"]
     (change,) = changes(settings, running, tools)
-    with pytest.raises(NotUndoneError, match="guest-2"):
+    with pytest.raises(NotUndoneError, match="restart: guest-2"):
+        apply(change, tools)
+
+
+def test_a_guest_that_is_listed_until_libvirtd_has_tried_its_monitor_is_gone_too(
+    settings: Settings, running: HostPaths, tools: Tools
+) -> None:
+    tools.guests = ["guest-1\nguest-2\n", "guest-1\nguest-2\n"]
+    tools.ended = {"guest-2"}
+    (change,) = changes(settings, running, tools)
+    with pytest.raises(NotUndoneError, match="restart: guest-2"):
         apply(change, tools)
 
 

@@ -18,8 +18,10 @@ from hvctl.errors import BusyError, HvctlError, NotFoundError, UnreachableError
 from hvctl.jobs import once
 from hvctl.jobs.catalog import JOBS, Job, Node, due, find, pause_of, perform
 from hvctl.model.job import JobPause, JobRun, RunState
+from hvctl.operations import doctor
 from hvctl.settings import Settings, load_settings
 from unit.commandline import Run, runner
+from unit.enginehost import add_image
 
 MIB = 1 << 20
 SETTINGS = Settings()
@@ -184,6 +186,24 @@ def test_reconcile_mends_drift(site: FakeSite, node: Node, run: Run) -> None:
     site.world.allocate("a", cpu_quota=200)
     assert perform(JOBS["reconcile"], node, "ann").detail == "1 drifts mended"
     assert site.world.vm("a").allocation.cpu_quota == 50
+
+
+def test_reconcile_leaves_to_a_person_what_is_theirs_and_does_not_fail(
+    site: FakeSite, node: Node, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a VM that somebody undefined, the promise goes and the folder stays: as often as it looks."""
+    monkeypatch.setattr(doctor, "GONE_SECONDS", 0.0)
+    add_image(site)
+    for name, start in (("gone", ()), ("a", ("--start",))):
+        assert run("vm", "create", name, "--image", "micro", *start).status == 0
+    site.world.undefine("gone")
+    person = "1 for a person to look at (hvctl doctor --probe drift): gone"
+    for said in (f"1 drifts mended; {person}", person, person):
+        done = perform(JOBS["reconcile"], node, "ann")
+        assert (done.state, done.detail) == (RunState.DONE, said)
+    run("allocate", "a", "--cpu-quota", "50%")
+    site.world.allocate("a", cpu_quota=200)
+    assert perform(JOBS["reconcile"], node, "ann").detail == f"1 drifts mended; {person}"
 
 
 def test_reconcile_that_is_left_with_drift_fails(site: FakeSite, node: Node, run: Run) -> None:

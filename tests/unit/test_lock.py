@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from hvctl.engine import lock as module
-from hvctl.engine.lock import free, vm_lock
+from hvctl.engine.lock import free, tidy, vm_lock
 from hvctl.errors import BusyError
 from hvctl.model.operation import Phase
 
@@ -59,14 +59,91 @@ def test_a_mark_with_the_pid_of_somebody_who_lives_keeps_nobody_out(tmp_path: Pa
     assert free(tmp_path, "a")
 
 
-def test_the_file_stays_the_same_one(tmp_path: Path) -> None:
-    """Who opened it while it was held, and who opens it anew after that, must find one lock and not two."""
-    with vm_lock(tmp_path, "a", 0):
-        waits = os.open(tmp_path / "a.lock", os.O_RDWR)
-    with ExitStack() as stack:
-        stack.callback(os.close, waits)
-        stack.enter_context(vm_lock(tmp_path, "a", 0))
-        assert os.fstat(waits).st_ino == (tmp_path / "a.lock").stat().st_ino
+def test_a_file_that_says_nothing_goes_with_its_lock(tmp_path: Path) -> None:
+    """Also where what was done under it failed; one with a mark stays, since recovery reads it."""
+    with suppress(ZeroDivisionError), vm_lock(tmp_path, "a", 0):
+        raise ZeroDivisionError
+    assert free(tmp_path, "a")
+    assert list(tmp_path.iterdir()) == []
+    with vm_lock(tmp_path, "a", 0) as lock:
+        lock.mark(7, Phase.BEGUN)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lock"]
+    with vm_lock(tmp_path, "a", 0) as lock:
+        lock.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_who_opened_a_file_that_went_has_no_lock_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """Between its open and its flock another holder ends, and with anew a third one begins: nobody would look for the
+    lock of a file without a name, so two would be let in."""
+    opened, third = os.open, ExitStack()
+
+    def interrupted(path: Path, *arguments: int) -> int:
+        fd = opened(path, *arguments)
+        monkeypatch.setattr("os.open", opened)
+        with vm_lock(tmp_path, "a", 0):
+            pass
+        if anew:
+            third.enter_context(vm_lock(tmp_path, "a", 0))
+        return fd
+
+    monkeypatch.setattr("os.open", interrupted)
+    with third:
+        if anew:
+            with pytest.raises(BusyError):
+                vm_lock(tmp_path, "a", 0).__enter__()
+            return
+        with vm_lock(tmp_path, "a", 0):
+            assert not free(tmp_path, "a")
+
+
+RACER = """
+import sys
+from pathlib import Path
+from hvctl.engine import lock
+lock.POLL_SECONDS = 0
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[2])):
+    with lock.vm_lock(folder / "locks", "a", 60):
+        count = int((folder / "count").read_text())
+        (folder / "count").write_text(str(count + 1))
+"""
+
+
+def test_processes_that_race_for_a_file_that_comes_and_goes(tmp_path: Path) -> None:
+    """Each counts one on, under the lock: as many as came."""
+    rounds = 400
+    (tmp_path / "count").write_text("0")
+    argv = [sys.executable, "-c", RACER, str(tmp_path), str(rounds)]
+    racers = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    for racer in racers:
+        racer.communicate()
+    assert [r.returncode for r in racers] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == str(3 * rounds)
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_what_is_left_of_the_dead_goes(tmp_path: Path) -> None:
+    """Empty files, and those of operations that have ended; neither what recovery reads nor what somebody holds."""
+    for name, number in (("ended", 1), ("open", 2), ("held", 1)):
+        with vm_lock(tmp_path, name, 0) as lock:
+            lock.mark(number, Phase.COMMITTED)
+    (tmp_path / "empty.lock").touch()
+    with vm_lock(tmp_path, "held", 0):
+        tidy(tmp_path, lambda _, number: number == 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["held.lock", "open.lock"]
 
 
 def test_no_child_inherits_it(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ class FakeNetwork:
     def __init__(self, file: WorldFile) -> None:
         self._file = file
 
+    def bridge(self, name: str) -> bool:
+        with self._file.call("bridge", looks=True) as world:
+            return name in world.bridges
+
     def limit(self, tap: str, mac: str) -> NicLimit:
         with self._file.call("limit", looks=True) as world:
             device = world.taps.get(tap)

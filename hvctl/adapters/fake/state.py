@@ -244,6 +244,7 @@ class World:
     vms: dict[str, FakeVm] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
+    bridges: list[str] = field(default_factory=lambda: ["br0"])
     taps: dict[str, Tap] = field(default_factory=dict)
     ifbs: dict[str, Ifb] = field(default_factory=dict)
     flows: list[list[str]] | None = field(default_factory=list)

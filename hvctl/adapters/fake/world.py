@@ -261,6 +261,11 @@ class FakeWorld:
         with self._file.change() as world:
             world.room = room
 
+    def add_bridge(self, name: str) -> None:
+        """Beside br0, which is there."""
+        with self._file.change() as world:
+            world.bridges.append(name)
+
     def set_libvirt_down(self, down: bool) -> None:
         with self._file.change() as world:
             world.libvirt_down = down

@@ -10,11 +10,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from hvctl import codec
 from hvctl.adapters.qemu import qemuimg
-from hvctl.errors import HvctlError, NotFoundError, RefusedError
+from hvctl.errors import HvctlError, InUseError, NotFoundError, RefusedError
 from hvctl.model.image import Image
 from hvctl.settings import Settings
 
@@ -85,18 +84,14 @@ def refuse_in_use(settings: Settings, image: Image) -> None:
     folder = Path(image.kernel).parent
     for link in sorted(settings.vms_dir.glob(f"*/{IMAGE_LINK}")):
         if link.is_symlink() and link.readlink() == folder:
-            _refuse(image, link.parent.name, "boots from")
+            raise InUseError(link.parent.name, f"boots from the image {image.name}")
     for overlay in sorted(settings.vms_dir.glob("*/*.qcow2")):
         try:
             backing = qemuimg.backing_file(overlay)
         except RefusedError as e:
             raise RefusedError(f"it is not known which image {overlay} needs: {e.message}", e.hint) from e
         if backing is not None and backing.is_relative_to(folder):
-            _refuse(image, overlay.parent.name, "has a disk over")
-
-
-def _refuse(image: Image, vm: str, how: str) -> NoReturn:
-    raise RefusedError(f"the VM {vm} {how} the image {image.name}.", f"delete the VM first: hvctl vm delete {vm}")
+            raise InUseError(overlay.parent.name, f"has a disk over the image {image.name}")
 
 
 def _scan(settings: Settings) -> Iterator[tuple[Path, Image]]:

@@ -12,7 +12,6 @@ from lxml import etree
 
 from hvctl.adapters.libvirt.domainxml_read import (
     AGENT,
-    HVCTL,
     MONITOR_ID,
     PULSE,
     QEMU,
@@ -26,6 +25,7 @@ from hvctl.adapters.libvirt.domainxml_read import (
     read,
     text,
 )
+from hvctl.adapters.libvirt.domainxml_record import HVCTL
 from hvctl.codec import dump
 from hvctl.errors import UsageError
 from hvctl.model.allocation import Record

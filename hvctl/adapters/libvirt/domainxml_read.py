@@ -12,14 +12,14 @@ from typing import Any
 
 from lxml import etree
 
-from hvctl.codec import load_json
+from hvctl.adapters.libvirt.domainxml_disks import disk_of, disks_of, limit_of
+from hvctl.adapters.libvirt.domainxml_record import record_of
 from hvctl.errors import HvctlError, RefusedError
 from hvctl.model.allocation import DiskLimit, Record
 from hvctl.model.vm import Accel, Disk, Nic
 
 LIMIT = 4 << 20  # what libvirt carries: one domain with large metadata of somebody else must not hide all others
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-HVCTL = "urn:hvctl:vm:1"
 AGENT = "org.qemu.guest_agent.0"
 PULSE = "org.hvctl.pulse.0"
 MONITOR_ID = "hvctl"
@@ -135,10 +135,10 @@ def read(xml: str) -> Parts:
         max_memory=max_memory,
         cpu_shares=_integer(root, "cputune/shares"),
         cpu_quota=_quota(root, vcpus),
-        disks=tuple(_disk(d, root) for d in _disks(root)),
-        limits=tuple(_limit(d) for d in _disks(root)),
+        disks=tuple(disk_of(d, root) for d in disks_of(root)),
+        limits=tuple(limit_of(d) for d in disks_of(root)),
         nics=tuple(_nic(n) for n in root.iterfind("devices/interface")),
-        record=_record(root),
+        record=record_of(root),
         missing=_missing(root),
         monitor=monitor_path(root),
         pulse=pulse_path(root),
@@ -173,7 +173,7 @@ def _missing(root: Any) -> tuple[str, ...]:
         lacks.append("a guest agent channel")
     lacks += [
         f"disk {disk.target} as qcow2 (it is {disk.format or 'of no named format'})"
-        for disk in (_disk(d, root) for d in _disks(root))
+        for disk in (disk_of(d, root) for d in disks_of(root))
         if disk.writable and disk.format != "qcow2"
     ]
     if bypass := _bypasses(root):
@@ -276,73 +276,6 @@ def percent(quota: int | None, period: int | None, times: int = 1) -> int | None
     return quota * times * 100 // (period or 100_000) if quota is not None and quota > 0 else None
 
 
-def _disks(root: Any) -> list[Any]:
-    return [d for d in root.iterfind("devices/disk") if d.get("device", "disk") in ("disk", "lun")]
-
-
-def _disk(element: Any, root: Any) -> Disk:
-    driver, source, target = element.find("driver"), element.find("source"), element.find("target")
-    node = element.find("alias")
-    return Disk(
-        target=target.get("dev", "") if target is not None else "",
-        name=element.findtext("serial"),
-        path=(source.get("file") or source.get("dev") or source.get("name")) if source is not None else None,
-        format=driver.get("type") if driver is not None else None,
-        writable=element.find("readonly") is None,
-        node=node.get("name") if node is not None else None,
-        address=_address(element, root),
-    )
-
-
-def _address(element: Any, root: Any) -> str | None:
-    """Where a device, or the controller that it hangs on, is on the PCI bus: 0000:00:05.0."""
-    address = element.find("address")
-    if address is None:
-        return None
-    if address.get("type") == "drive":
-        kind = element.find("target").get("bus", "")
-        index = address.get("controller", "0")
-        held = (c for c in root.iterfind("devices/controller") if (c.get("type"), c.get("index")) == (kind, index))
-        return next((_address(c, root) for c in held), None)
-    parts = [address.get(key) for key in ("domain", "bus", "slot", "function")]
-    if address.get("type") != "pci" or None in parts:
-        return None
-    return "{:04x}:{:02x}:{:02x}.{:x}".format(*(int(str(p), 0) for p in parts))
-
-
-def _limit(element: Any) -> DiskLimit:
-    target = element.find("target")
-
-    def value(key: str) -> int | None:
-        found = element.findtext(f"iotune/{key}")
-        return (int(found) or None) if found else None
-
-    return disk_limit(target.get("dev", "") if target is not None else "", value)
-
-
-def disk_limit(target: str, value: Any) -> DiskLimit:
-    """The limit in the block I/O tuning that `value(key)` reads. Separate limits for reads and writes, which hvctl does
-    not set, count together when both are there, since only then the disk as a whole is limited."""
-
-    def either(unit: str, suffix: str = "") -> int | None:
-        total: int | None = value(f"total_{unit}{suffix}")
-        if total:
-            return total
-        read, write = value(f"read_{unit}{suffix}"), value(f"write_{unit}{suffix}")
-        return read + write if read and write else None
-
-    burst_iops, burst_rate = either("iops_sec", "_max"), either("bytes_sec", "_max")
-    length = (burst_iops and value("total_iops_sec_max_length")) or (burst_rate and value("total_bytes_sec_max_length"))
-    return DiskLimit(
-        target=target,
-        iops=either("iops_sec"),
-        rate=either("bytes_sec"),
-        iops_burst=burst_iops,
-        rate_burst=burst_rate,
-        burst_seconds=length or None,
-    )
-
-
 def _nic(element: Any) -> Nic:
     mac, model = element.find("mac"), element.find("model")
     source, target = element.find("source"), element.find("target")
@@ -352,29 +285,6 @@ def _nic(element: Any) -> Nic:
         bridge=(source.get("bridge") or source.get("network")) if source is not None else None,
         tap=target.get("dev") if target is not None else None,
     )
-
-
-def _record(root: Any) -> Record | None:
-    """None also for a record that cannot be read: such a VM counts as one that hvctl never touched."""
-    found = root.findtext(f"metadata/{{{HVCTL}}}vm")
-    if not found:
-        return None
-    try:
-        record = load_json(Record, found)
-    except HvctlError:
-        return None
-    return record if _usable(record) else None
-
-
-def _usable(record: Record) -> bool:
-    """Whether everything it promises can be a promise: anybody who may edit a domain may have written it, and a
-    negative one would let the host promise more than it has."""
-    a = record.allocation
-    limits = [a.cpu_quota, a.cpu_weight]
-    limits += [v for n in a.nics for v in (n.inbound, n.outbound)]
-    limits += [v for d in a.disks for v in (d.iops, d.rate, d.iops_burst, d.rate_burst, d.burst_seconds)]
-    numbers = all(0 <= v < 2**53 for v in (a.memory, *limits) if v is not None)
-    return 1 <= a.vcpus <= 4096 and a.memory > 0 and numbers and 0 <= record.priority <= 1000
 
 
 def _console(root: Any) -> str | None:

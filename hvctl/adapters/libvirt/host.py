@@ -5,20 +5,18 @@ Every effect looks at the domain first and observes the result after, so that do
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import libvirt
 
-from hvctl.adapters.kernel import process
 from hvctl.adapters.libvirt import agentcall, domainxml, tuning
-from hvctl.adapters.libvirt.calls import STATES, Connection, clean, code_of, named, state_of, tolerant
-from hvctl.adapters.libvirt.domainxml_read import qemu_ids
-from hvctl.errors import DeadlineError, HvctlError, RefusedError, UnreachableError
-from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
+from hvctl.adapters.libvirt.calls import Connection, clean, code_of, named, state_of, tolerant
+from hvctl.adapters.libvirt.domainview import seen, with_balloons
+from hvctl.adapters.libvirt.hostfacts import facts, qemu_owner
+from hvctl.errors import HvctlError, RefusedError
+from hvctl.model.allocation import DiskLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, State, Vm, VmSpec
 from hvctl.settings import Settings
@@ -32,8 +30,6 @@ _PROCESS_SECONDS = 120.0
 _SAVE_SECONDS = 1800.0
 # libvirt asks the guest agent first and waits for its word before it presses the power button.
 _SHUTDOWN_SECONDS = 15.0
-_VERSION_SECONDS = 1.0
-_BALLOON_SECONDS = 1.0
 _REREAD = 1.0
 
 _UNDEFINE = (
@@ -59,34 +55,7 @@ class LibvirtDomains:
     # --- what there is
 
     def facts(self) -> HostFacts:
-        try:
-            version = self._connection.call("tell QEMU's version", lambda c: _version(c.getVersion()), _VERSION_SECONDS)
-        except DeadlineError:
-            # libvirt probes QEMU anew, over and over where QEMU's user cannot open /dev/kvm: that is doctor's finding.
-            version = "unknown"
-
-        def look(connection: Any) -> HostFacts:
-            uid, gid = self._owner(connection)
-            return HostFacts(
-                name=connection.getHostname(),
-                uri=self._settings.uri,
-                cpus=int(connection.getInfo()[2]),
-                memory=int(connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)["total"]) * 1024,
-                hypervisor_version=version,
-                libvirt_version=_version(connection.getLibVersion()),
-                boot_id=process.boot_id(),
-                cgroup=process.cgroup_version(),
-                qemu_uid=uid,
-                qemu_gid=gid,
-            )
-
-        return self._connection.call("tell the host's facts", look, seconds=_PROCESS_SECONDS)
-
-    def _owner(self, connection: Any) -> tuple[int, int]:
-        """uid and gid of QEMU. The capabilities name them for certain, and may cost libvirt a probe of every QEMU there
-        is: minutes."""
-        known = process.qemu_owner() if self._connection.local else None
-        return known or qemu_ids(connection.getCapabilities())
+        return facts(self._connection, self._settings.uri)
 
     def list(self) -> tuple[Vm, ...]:
         def look(connection: Any) -> tuple[Vm, ...]:
@@ -97,13 +66,13 @@ class LibvirtDomains:
             for domain, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = (stats["state.state"], stats["state.reason"])
                 try:
-                    found.append(self._seen(domain, state, domain.UUIDString() in persistent))
+                    found.append(seen(domain, state, domain.UUIDString() in persistent, self._connection.local))
                 except libvirt.libvirtError as e:
                     if code_of(e) != libvirt.VIR_ERR_NO_DOMAIN:  # it may end while we look, and then it is gone
                         raise
             return tuple(sorted(found, key=lambda vm: vm.name))
 
-        return self._in_force(self._connection.call("list the VMs", look))
+        return with_balloons(self._connection, self._connection.call("list the VMs", look))
 
     def uuid(self, ref: str) -> str:
         return self._connection.call(f"look for {clean(ref, 80)}", lambda c: str(named(c, ref).UUIDString()))
@@ -111,79 +80,10 @@ class LibvirtDomains:
     def get(self, ref: str) -> Vm:
         def look(connection: Any) -> Vm:
             domain = named(connection, ref)
-            return self._seen(domain, tuple(domain.state()), bool(domain.isPersistent()))
+            return seen(domain, tuple(domain.state()), bool(domain.isPersistent()), self._connection.local)
 
-        return self._in_force((self._connection.call(f"look at {clean(ref, 80)}", look),))[0]
-
-    def _in_force(self, seen: tuple[Vm, ...]) -> tuple[Vm, ...]:
-        """With the balloons that QEMU has. A QEMU that hangs does not answer, and must not hide the other VMs of its
-        host, nor be out of reach itself: its balloon is then what libvirt heard of it last."""
-        told: dict[str, int] = {}
-
-        def ask(connection: Any) -> None:
-            for vm in seen:
-                if vm.state.active and vm.has_balloon:
-                    told.update(tuning.memory_in_force(connection, vm.uuid))
-
-        with contextlib.suppress(DeadlineError, UnreachableError):
-            self._connection.call("tell the balloons", ask, seconds=_BALLOON_SECONDS)
-        return tuple(
-            replace(vm, allocation=replace(vm.allocation, memory=told[vm.uuid])) if vm.uuid in told else vm
-            for vm in seen
-        )
-
-    def _seen(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
-        """The VM, looked at again if its process ended while it was being looked at."""
-        try:
-            return self._vm(domain, state, persistent)
-        except libvirt.libvirtError as e:
-            if code_of(e) != libvirt.VIR_ERR_OPERATION_INVALID:
-                raise
-            return self._vm(domain, tuple(domain.state()), persistent)
-
-    def _vm(self, domain: Any, state: tuple[int, int], persistent: bool) -> Vm:
-        now, reasons = STATES.get(state[0], (State.OFF, ("unknown",)))
-        parts = domainxml.read(domain.XMLDesc(0))
-        active = now.active
-        weight, quota = parts.cpu_shares, parts.cpu_quota
-        if active:
-            weight, quota = tuning.cpu_in_force(domain, parts.vcpus, (weight, quota))
-        running = process.find(parts.name, parts.uuid) if active and self._connection.local else None
-        ram = process.ram_files(running, parts.max_memory) if running else ()
-        lacks = parts.missing
-        slow = next((r.path for r in ram if not process.on_tmpfs(r.path)), None)
-        if running and not lacks and (not ram or slow):
-            where = f"{slow} is not on one" if slow else "it has no file that can be found"
-            lacks = (f"guest RAM on a tmpfs ({where}; set memory_backing_dir in qemu.conf and start it again)",)
-        return Vm(
-            uuid=parts.uuid,
-            name=parts.name,
-            state=now,
-            reason=reasons[state[1]] if 0 <= state[1] < len(reasons) else "unknown",
-            accel=parts.accel,
-            persistent=persistent,
-            process=running,
-            allocation=Allocation(
-                vcpus=parts.vcpus,
-                memory=parts.memory,
-                cpu_quota=quota,
-                cpu_weight=tuning.weight_of(weight),
-                nics=tuple(NicLimit(n.mac) for n in parts.nics),
-                disks=parts.limits,
-            ),
-            max_vcpus=parts.max_vcpus,
-            max_memory=parts.max_memory,
-            disks=parts.disks,
-            nics=parts.nics if active else tuple(replace(n, tap=None) for n in parts.nics),
-            record=parts.record,
-            missing=lacks,
-            monitor=parts.monitor,
-            pulse=parts.pulse,
-            ram=ram,
-            has_balloon=parts.has_balloon,
-            has_agent=parts.has_agent,
-            agent_connected=parts.agent_connected,
-        )
+        found = self._connection.call(f"look at {clean(ref, 80)}", look)
+        return with_balloons(self._connection, (found,))[0]
 
     def wait_state(self, uuid: str, wanted: frozenset[State], seconds: float) -> State:
         until = time.monotonic() + seconds
@@ -204,7 +104,7 @@ class LibvirtDomains:
 
     def define(self, spec: VmSpec) -> None:
         def act(connection: Any) -> None:
-            xml = domainxml.build(spec, self._owner(connection))
+            xml = domainxml.build(spec, qemu_owner(connection, self._connection.local))
             connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             connection.lookupByUUIDString(spec.uuid)
 
@@ -367,7 +267,3 @@ class LibvirtDomains:
                     raise
 
         self._connection.call(f"{what} {uuid}", work, seconds)
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -14,7 +14,8 @@ import libvirt
 from hvctl.adapters.kernel import process
 from hvctl.adapters.libvirt import domainxml
 from hvctl.adapters.libvirt.calls import Connection, clean, code_of, text_of
-from hvctl.adapters.libvirt.domainxml_read import disk_limit, percent
+from hvctl.adapters.libvirt.domainxml_disks import disk_limit
+from hvctl.adapters.libvirt.domainxml_read import percent
 from hvctl.errors import GuestError, HvctlError, RefusedError
 from hvctl.model.allocation import DiskLimit
 from hvctl.model.vm import Accel, Balloon

@@ -27,6 +27,11 @@ class TrafficControl:
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
 
+    def bridge(self, name: str) -> bool:
+        with rtnetlink(self._namespace) as kernel:
+            link = kernel.link(name)
+        return link is not None and link.kind == "bridge"
+
     def limit(self, tap: str, mac: str) -> NicLimit:
         with rtnetlink(self._namespace) as kernel:
             seen = _look(kernel, tap)

@@ -73,7 +73,7 @@ def restart_libvirtd(uri: str, paths: HostPaths, run: Run) -> None:
         except HvctlError as e:
             raise NotUndoneError(f"libvirtd was stopped and does not start: {e.message}", "run: libvirtd -v") from e
     try:
-        after = _active(uri, run)
+        after = {uuid for uuid in _active(uri, run) if _has_again(uri, run, uuid)}
     except HvctlError as e:
         raise NotUndoneError(f"libvirtd does not answer after its restart: {e.message}", "run: libvirtd -v") from e
     if lost := before - after:
@@ -84,6 +84,16 @@ def restart_libvirtd(uri: str, paths: HostPaths, run: Run) -> None:
 
 def _active(uri: str, run: Run) -> set[str]:
     return set(run(["virsh", "-c", uri, "list", "--uuid"]).stdout.split())
+
+
+def _has_again(uri: str, run: Run, uuid: str) -> bool:
+    """libvirtd lists a guest as active before it has its monitor again, and ends one whose monitor it does not get.
+    What asks QEMU waits for that."""
+    try:
+        run(["virsh", "-c", uri, "dommemstat", uuid])
+    except HvctlError:
+        return False
+    return True
 
 
 def _answers(run: Run, verb: str, unit: str, wanted: str) -> bool:

@@ -23,8 +23,8 @@ def save(held: Inside, snapshot: Snapshot) -> None:
 def load(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> None:
     """nodes: the disks (None: all of the snapshot's). RefusedError: one does not hold it; GuestError: it failed, and
     the machine is dead."""
-    chosen = snapshot.nodes if nodes is None else nodes
-    if lacking := _lacking(held, snapshot, chosen):
+    chosen, lacking = _chosen(held, snapshot, nodes)
+    if lacking:
         raise RefusedError(
             f"snapshot {snapshot.name} is damaged: {lacking[0]} of {held.name} does not hold it.",
             f"hvctl snapshot delete {held.name} {snapshot.name}",
@@ -41,8 +41,8 @@ def delete_tag(held: Inside, tag: str) -> None:
 def ahead(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> Ahead | None:
     """What can be said early of the `load` with these arguments; nothing of one that will be refused. Who dies before
     the end is said leaves the switch on, and a guest that is paused; the next one inside turns it off."""
-    chosen = snapshot.nodes if nodes is None else nodes
-    if _lacking(held, snapshot, chosen):
+    chosen, lacking = _chosen(held, snapshot, nodes)
+    if lacking:
         return None
     return Ahead("snapshot-load", _arguments(snapshot, chosen), (leave_out_ram(True),), (leave_out_ram(False),))
 
@@ -60,6 +60,7 @@ def _arguments(snapshot: Snapshot, nodes: Sequence[str]) -> dict[str, object]:
     return {"tag": snapshot.tag, "vmstate": node, "devices": [node, *nodes]}
 
 
-def _lacking(held: Inside, snapshot: Snapshot, nodes: Sequence[str]) -> list[str]:
-    """The nodes that should hold it and do not."""
-    return sorted({snapshot.vmstate_node, *nodes} - set(held.graph.tagged(snapshot.tag)))
+def _chosen(held: Inside, snapshot: Snapshot, nodes: Sequence[str] | None) -> tuple[Sequence[str], list[str]]:
+    """The disks that are meant (None: all of the snapshot's), and the nodes that should hold it and do not."""
+    chosen = snapshot.nodes if nodes is None else nodes
+    return chosen, sorted({snapshot.vmstate_node, *chosen} - set(held.graph.tagged(snapshot.tag)))
