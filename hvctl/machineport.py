@@ -142,6 +142,20 @@ class Machine(Protocol):
         wrote there since, else back. A disk that was only prepared, or is done, stays as it is."""
         ...
 
+    def revert_disk(self, vm: Vm, snapshot: Snapshot, target: str) -> None:
+        """The image of a disk that is unplugged now becomes what prepare_disk made ready; `vm` is as it was observed
+        with the disk. RefusedError: QEMU has the image open, or nothing fitting was prepared."""
+        ...
+
+    def disk_is_reverted(self, vm: Vm, snapshot: Snapshot, target: str) -> bool:
+        """After an interrupted revert_disk: whether it was done."""
+        ...
+
+    def rebind(self, vm: Vm, was: Binding) -> int:
+        """Have the VM's snapshots of this process, hidden ones too, fit the block nodes that a disk has since it was
+        plugged again; `was` is the binding before it was unplugged. How many changed."""
+        ...
+
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None: ...
 
     def drop(self, vm: Vm | None, snapshot: Snapshot) -> None:

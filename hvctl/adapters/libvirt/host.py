@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from hvctl.adapters.kernel import process
-from hvctl.adapters.libvirt import agentcall, domainxml, tuning
+from hvctl.adapters.libvirt import agentcall, diskslot, domainxml, replug, tuning
 from hvctl.adapters.libvirt.calls import STATES, Connection, clean, code_of, named, state_of, tolerant
 from hvctl.adapters.libvirt.domainxml_read import qemu_ids
 from hvctl.errors import DeadlineError, HvctlError, RefusedError
@@ -292,6 +292,17 @@ class LibvirtDomains:
                 raise HvctlError(f"the record of {clean(domain.name(), 80)} reads back as another one.")
 
         self._effect(uuid, "write the record of", act)
+
+    # --- a disk of it, while it runs
+
+    def disk_xml(self, uuid: str, target: str) -> str:
+        return diskslot.disk_xml(self.document(uuid), target)
+
+    def unplug_disk(self, uuid: str, target: str) -> None:
+        replug.unplug(self._connection, uuid, target)
+
+    def plug_disk(self, uuid: str, target: str, xml: str) -> None:
+        replug.plug(self._connection, uuid, target, xml)
 
     # --- its allocation
 
