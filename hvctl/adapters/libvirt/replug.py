@@ -15,7 +15,7 @@ from hvctl.errors import GuestError, HvctlError
 # A guest that hears of it lets go within a second or two, also one whose program writes to the disk.
 _UNPLUG_SECONDS: Final = 20.0
 # How long a disk is watched that somebody may have asked the guest for, before it counts as one that stays.
-_SETTLE_SECONDS: Final = 3.0
+_SETTLE_SECONDS: Final = 2.0
 _REREAD: Final = 0.5
 _LIVE: Final = libvirt.VIR_DOMAIN_AFFECT_LIVE
 
