@@ -229,6 +229,7 @@ def expected(engine: Engine, uuid: str, request: dict[str, Any]) -> dict[str, An
     paused and bytes are None of parts that go back while the guest runs; took is all of the operation, in seconds."""
     earlier = engine.store.operations(engine.facts.name, uuid, OpState.DONE, limit=100)
     like = [o for o in earlier if o.kind is Kind.RESET and all(o.request.get(k) == request[k] for k in ("to", "scope"))]
+    like = [o for o in like if bool(o.before.get("plugs")) == request["wishes"]["replug"]]
     paused = [o.result["paused"] for o in like if o.result and "paused" in o.result]
     written = [o.result["bytes"] for o in like if o.result and "bytes" in o.result]
     took = [moment(o.closed_at) - moment(o.opened_at) for o in like if o.closed_at]

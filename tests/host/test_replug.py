@@ -13,11 +13,12 @@ import pytest
 
 from host.loaded import Loaded
 from host.marked import DISKS, SMALL
-from host.outside import Guest, virsh
+from host.outside import Guest, await_true, virsh
 from host.site import Site
 from hvctl.engine.runtime import open_engine
 from hvctl.errors import UndoneError
 from hvctl.model.reset import DiskPart, Scope, Wishes
+from hvctl.operations import doctor
 from hvctl.operations.snapshot import reset
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("nothing_left")]
@@ -170,6 +171,14 @@ def test_a_guest_that_does_not_let_go_keeps_its_disk(
     assert (used.disk(), site.open_rows()) == (before, [])
     assert used.guest.run("cat /data/mark").split() == ["new"]
     used.guest.run("echo enable > /sys/firmware/acpi/interrupts/gpe01")
+    # As if it were the guest's late answer: it is the same to libvirt.
+    virsh("detach-disk", old, "vdb", "--live")
+    await_true(lambda: "vdb" not in virsh("domblklist", old), "the guest lets go")
+    with open_engine(site.settings) as engine:
+        doctor.fix(engine, doctor.look(engine), pytest.fail)
+        assert doctor.look(engine) == ()
+    assert used.disk() == before
+    assert used.marks() == ["new", "new", "new"]
     replug(command, old)
     assert used.marks() == ["new", "new", "old"], "and lets go when it is asked again"
 

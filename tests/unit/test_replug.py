@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from faults.command import FakeSite
 
+from hvctl.decide.drift import Mend
 from hvctl.decide.replug import refuse_replug
 from hvctl.decide.scope import classify
 from hvctl.engine.operate import Engine
@@ -16,7 +17,7 @@ from hvctl.model.operation import OpState
 from hvctl.model.reset import AS_USUAL, WHOLE, Coherence, DiskPart, Hooks, Scope
 from hvctl.model.snapshot import Range
 from hvctl.model.vm import State
-from hvctl.operations import archive
+from hvctl.operations import archive, doctor
 from hvctl.operations import snapshot as snapshots
 from hvctl.operations import vm as verbs
 from unit.enginehost import add_image, last, new_vm
@@ -142,6 +143,25 @@ def test_a_guest_that_does_not_let_go_keeps_its_disk(engine: Engine, site: FakeS
     assert site.world.content("a")["vda"].startswith("spoiled")
 
 
+def test_a_guest_that_lets_go_too_late_gets_its_disk_again_once(engine: Engine, site: FakeSite) -> None:
+    taken(engine, site, keeps_disks=True)
+    with pytest.raises(UndoneError):
+        snapshots.reset(engine, "a", "s", DISK, REPLUG)
+    worked = site.world.content("a")
+    assert doctor.look(engine) == ()
+    site.world.set_behaviour("a", keeps_disks=False)
+    uuid = site.world.vm("a").uuid
+    engine.host.domains.unplug_disk(uuid, "vda")
+    assert [(d.mend, d.detail) for d in doctor.look(engine)] == [
+        (Mend.PLUG, "its guest let go of vda after the reset that asked for it had ended")
+    ]
+    doctor.fix(engine, doctor.look(engine), pytest.fail)
+    assert (site.world.content("a"), doctor.look(engine)) == (worked, ())
+    snapshots.reset(engine, "a", "s", DISK, REPLUG)
+    engine.host.domains.unplug_disk(uuid, "vda")
+    assert doctor.look(engine) == (), "that is somebody else's wish"
+
+
 def test_the_root_disk_is_refused_before_anything_is_touched(engine: Engine, site: FakeSite) -> None:
     taken(engine, site)
     fsinfo = [{"name": "vda1", "mountpoint": "/", "disk": [{"dev": "/dev/vda"}]}]
@@ -161,6 +181,26 @@ def test_what_cannot_be_plugged_again_now_is_plugged_by_recovery(engine: Engine,
     (ended,) = engine.sweep()
     assert ended.state is OpState.DONE
     assert site.world.content("a")["vda"] == content["vda"]
+    snapshots.reset(engine, "a", "s")
+    assert site.world.content("a") == content
+
+
+def test_of_several_disks_all_go_back_or_none(engine: Engine, site: FakeSite) -> None:
+    site.world.add_vm("a", disks=("one", "two", "three"))
+    content = site.world.content("a")
+    snapshots.take(engine, "a", "s")
+    site.world.spoil("a")
+    worked, scope = site.world.content("a"), Scope(False, False, (DiskPart("two"), DiskPart("vdc")))
+    site.world.fail("unplug_disk", "GuestError", nth=2)
+    with pytest.raises(UndoneError):
+        snapshots.reset(engine, "a", "s", scope, REPLUG)
+    assert (site.world.content("a"), len(site.world.vm("a").disks)) == (worked, 3)
+    told = snapshots.reset(engine, "a", "s", scope, REPLUG, dry_run=True).result["expected"]
+    assert told == {}, "an undone one says nothing of how long it takes"
+    snapshots.reset(engine, "a", "s", scope, REPLUG)
+    assert site.world.content("a") == worked | {t: content[t] for t in ("vdb", "vdc")}
+    assert snapshots.reset(engine, "a", "s", scope, REPLUG, dry_run=True).result["expected"]["resets"] == 1
+    assert snapshots.reset(engine, "a", "s", scope, dry_run=True).result["expected"] == {}
     snapshots.reset(engine, "a", "s")
     assert site.world.content("a") == content
 

@@ -50,7 +50,7 @@ def unplug(connection: Connection, uuid: str, target: str) -> None:
     how = "refuses to let go" if kept.is_set() else f"did not let go within {_UNPLUG_SECONDS:g} s"
     raise GuestError(
         f"the guest {how} of disk {target}.",
-        "it may still do so later, and then has no such disk until its next start: hvctl vm show",
+        "should it do so later, `hvctl doctor --fix` plugs the disk again",
     )
 
 
