@@ -190,7 +190,8 @@ def reset(
         bool, typer.Option("--accept-incoherent", help="Do it although parts would be of different moments.")
     ] = False,
     replug: Annotated[
-        bool, typer.Option("--replug", help="Unplug the disks of --only from the guest, and plug them again when back.")
+        bool,
+        typer.Option("--replug", help="Unplug the disks of --only from the guest for it, which may be using them."),
     ] = False,
     policy: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="A reset policy; options given here are stronger.")

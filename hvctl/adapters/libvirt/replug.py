@@ -43,9 +43,11 @@ def unplug(connection: Connection, uuid: str, target: str) -> None:
         while (left := until - time.monotonic()) > 0 and not kept.is_set():
             removed.clear()
             if _look(connection, uuid, target) is None:
-                return
+                break
             removed.wait(min(left, _REREAD))
     if _look(connection, uuid, target) is None:
+        # libvirt forgets a disk before it has QEMU close its image: a question to QEMU waits for the end of that.
+        connection.call(f"ask QEMU of {uuid}", lambda c: c.lookupByUUIDString(uuid).memoryStats())
         return
     how = "refuses to let go" if kept.is_set() else f"did not let go within {_UNPLUG_SECONDS:g} s"
     raise GuestError(
@@ -70,11 +72,10 @@ def _plug(domain: Any, target: str, xml: str) -> None:
         except libvirt.libvirtError as e:
             if code_of(e) == libvirt.VIR_ERR_NO_DOMAIN or not _there(domain, target):
                 raise
-    found = find(domain.XMLDesc(0), target)
-    if found != wanted:
+    if find(domain.XMLDesc(0), target) != wanted:
         raise HvctlError(
-            f"disk {target} of {clean(domain.name(), 80)} is {found}, and was {wanted}: snapshots do not fit it.",
-            "virsh dumpxml shows it",
+            f"disk {target} of {clean(domain.name(), 80)} is in another slot than it was: no snapshot fits it.",
+            "virsh dumpxml shows where it is",
         )
 
 
