@@ -44,7 +44,8 @@ class Machine(Protocol):
 
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         """Right before a pause, for a reset to `snapshot`: whatever can be opened, asked and refused while the guest
-        still runs. Changes nothing, and may be left out."""
+        still runs; RefusedError also of a guest that was asked for a device and has not let it go: a load would take
+        it away. Changes nothing, and may be left out."""
         ...
 
     def pause(self, vm: Vm, load: Load | None = None) -> None:

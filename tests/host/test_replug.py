@@ -170,6 +170,9 @@ def test_a_guest_that_does_not_let_go_keeps_its_disk(
         reset(engine, old, "s", part, Wishes(replug=True))
     assert (used.disk(), site.open_rows()) == (before, [])
     assert used.guest.run("cat /data/mark").split() == ["new"]
+    refused = command.run("reset", old, "--to", "s")
+    assert (refused.returncode, "let go of the device in slot 5" in refused.stderr) == (5, True), "QEMU would hang"
+    assert (used.guest.run("cat /data/mark").split(), site.open_rows()) == (["new"], [])
     used.guest.run("echo enable > /sys/firmware/acpi/interrupts/gpe01")
     # As if it were the guest's late answer: it is the same to libvirt.
     virsh("detach-disk", old, "vdb", "--live")

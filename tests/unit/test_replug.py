@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from faults.command import FakeSite
 
+from hvctl.adapters.qemu import devicetree
 from hvctl.decide.drift import Mend
 from hvctl.decide.replug import refuse_replug
 from hvctl.decide.scope import classify
@@ -87,6 +88,19 @@ def test_what_the_guest_keeps_of_a_disk_that_went_never_meets_the_one_that_comes
     assert all(reason in said for reason, said in zip(reasons, why, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("pc", "q35", "slot"),
+    [("00000000", "ffffffff", None), ("ffffffff", "00000000", None), ("00000120", "ffffffff", 5), ("ffffffff", "8", 3)],
+)
+def test_a_request_that_the_guest_has_not_answered_is_seen(pc: str, q35: str, slot: int | None) -> None:
+    answers = [f"portl[0xae04] = 0x{pc}\r\n", f"portl[0x0cc4] = 0x{q35}\r\n"]
+    if slot is None:
+        devicetree.refuse_pending(answers)
+        return
+    with pytest.raises(RefusedError, match=f"in slot {slot},"):
+        devicetree.refuse_pending(answers)
+
+
 # --- how it goes
 
 
@@ -149,6 +163,10 @@ def test_a_guest_that_lets_go_too_late_gets_its_disk_again_once(engine: Engine, 
         snapshots.reset(engine, "a", "s", DISK, REPLUG)
     worked = site.world.content("a")
     assert doctor.look(engine) == ()
+    for change in (lambda: snapshots.reset(engine, "a", "s"), lambda: snapshots.take(engine, "a", "t")):
+        with pytest.raises(HvctlError, match="was asked to let go"):
+            change()
+    assert (site.world.vm("a").state, site.world.content("a")) == (State.RUNNING, worked)
     site.world.set_behaviour("a", keeps_disks=False)
     uuid = site.world.vm("a").uuid
     engine.host.domains.unplug_disk(uuid, "vda")

@@ -241,7 +241,9 @@ class FakeDomains:
             if not gone:
                 return
             if vm.behaviour.keeps_disks or vm.state is not State.RUNNING or vm.live is None:
+                vm.asked = True
                 raise GuestError(f"the guest of {vm.name} did not let go of disk {target}.")
+            vm.asked = False
             vm.disks = [d for d in vm.disks if d.target != target]
             vm.unplugged += gone
             vm.live = replace(vm.live, disks=tuple(d for d in vm.live.disks if d.target != target))

@@ -18,7 +18,7 @@ def parts(world: World, vm: FakeVm) -> list[Part]:
 def plug_all(vm: FakeVm) -> None:
     """The definition has kept the disks that were taken from the running guest."""
     vm.disks = sorted([*vm.disks, *vm.unplugged], key=lambda d: d.target)
-    vm.unplugged = []
+    vm.unplugged, vm.asked = [], False
 
 
 def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:

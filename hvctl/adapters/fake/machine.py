@@ -42,6 +42,8 @@ class FakeMachine:
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         with self._file.call("ready", vm.uuid, looks=True) as world:
             inside = inner.process_of(world, vm)
+            if inside.asked:
+                raise RefusedError(f"the guest of {vm.name} was asked to let go of a disk, and has not.")
             if snapshot is not None:
                 inner.refuse_unfit(inside, snapshot)
 

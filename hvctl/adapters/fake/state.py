@@ -163,6 +163,7 @@ class FakeVm:
     nodes: list[str] = field(default_factory=list)
     plugged: list[str] = field(default_factory=list)
     unplugged: list[Disk] = field(default_factory=list)
+    asked: bool = False
     dead: bool = False
     torn: bool = False
     agent_gap: int = 0
