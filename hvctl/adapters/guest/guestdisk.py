@@ -75,10 +75,9 @@ def used(call: Call, seconds: float = 5.0) -> list[tuple[frozenset[str], float]]
 def system(call: Call, seconds: float = 5.0) -> frozenset[str]:
     """Words, as in `mounted`, for the disks that the guest runs from; those that it does not tell of are not in it."""
     answer = call("guest-get-fsinfo", {}, seconds)
-    systems = answer if isinstance(answer, list) and len(answer) <= _LIMIT else ()
     found: set[str] = set()
-    for system in systems:
-        disks = system.get("disk") if isinstance(system, dict) and system.get("mountpoint") in _SYSTEM else None
+    for mount in answer if isinstance(answer, list) and len(answer) <= _LIMIT else ():
+        disks = mount.get("disk") if isinstance(mount, dict) and mount.get("mountpoint") in _SYSTEM else None
         for disk in disks[:_LIMIT] if isinstance(disks, list) else ():
             found |= _words(disk) if isinstance(disk, dict) else set()
     return frozenset(found)

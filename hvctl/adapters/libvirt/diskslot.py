@@ -11,6 +11,7 @@ from hvctl.errors import NotFoundError, RefusedError
 
 _ROOT_SERIAL: Final = "root"  # what hvctl calls the disk with the image's root file system
 _PORTS: Final = ("pcie-root-port", "pcie-switch-downstream-port")
+_SCSI: Final = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 _NO_HOTPLUG: Final = re.compile(r"hotplug[a-z-]*=(off|no|false)")
 
 
@@ -87,9 +88,7 @@ def _fixed(root: Any, disk: Any) -> str | None:
     if bus == "scsi":
         held = _controller(root, "scsi", address.get("controller", "0") if address is not None else "0")
         model = held.get("model") if held is not None else None
-        return None if model in ("virtio-scsi", "virtio-transitional", "virtio-non-transitional") else (
-            f"its controller is {model or 'not known'}"
-        )  # fmt: skip
+        return None if model in _SCSI else f"its controller is {model or 'not known'}"
     if bus != "virtio" or address is None or address.get("type") != "pci":
         return f"it is on the bus {bus}"
     if root.find("features/acpi") is None:
