@@ -79,9 +79,10 @@ class Inside:
     def look(self) -> None:
         """Right before the guest is paused, all that can be asked while it runs: nobody migrates it, nothing was
         plugged or unplugged since `binding` was told, and nothing is about to be; RefusedError."""
-        answers = self.qmp.execute_all([*_LOOKS, *devicetree.PENDING])
-        self._refuse_changed(answers[: len(_LOOKS)])
-        devicetree.refuse_pending(answers[len(_LOOKS) :])
+        *looks, pending = self.qmp.execute_all([*_LOOKS, devicetree.PENDING])
+        self._refuse_changed(looks)
+        if not devicetree.refuse_pending(pending):
+            devicetree.refuse_pending(*self.qmp.execute_all([devicetree.PENDING_ELSE]))
         self._looked = True
         _ = self.counter
 
