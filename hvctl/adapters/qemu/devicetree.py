@@ -48,7 +48,7 @@ def children(answer: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def refuse_pending(said: Any) -> bool:
     """From an answer to PENDING: RefusedError while a guest has not let go yet of a device that it was asked for;
     whether this machine tells there. A machine reset, with which each load of device state begins, takes that device
-    away, and QEMU hangs in it (seen with 7.2). Of several PCI buses only the guest's last one tells."""
+    away, and QEMU hangs in it (seen with 7.2). Of several PCI buses the one tells that the guest asked last."""
     slots = int(str(said).rpartition("= 0x")[2].strip() or "0", 16)
     if 0 < slots < _NOBODY:
         slot = (slots & -slots).bit_length() - 1
