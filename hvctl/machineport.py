@@ -44,7 +44,8 @@ class Machine(Protocol):
 
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         """Right before a pause, for a reset to `snapshot`: whatever can be opened, asked and refused while the guest
-        still runs. Changes nothing, and may be left out."""
+        still runs; RefusedError also of a guest that was asked for a device and has not let it go: a load would take
+        it away. Changes nothing, and may be left out."""
         ...
 
     def pause(self, vm: Vm, load: Load | None = None) -> None:
@@ -140,6 +141,20 @@ class Machine(Protocol):
     def finish_disk(self, vm: Vm, target: str) -> None:
         """End what an interrupted restore_disk began: forward if the guest has what the disk goes back to, with what it
         wrote there since, else back. A disk that was only prepared, or is done, stays as it is."""
+        ...
+
+    def revert_disk(self, vm: Vm, snapshot: Snapshot, target: str) -> None:
+        """The image of a disk that is unplugged now becomes what prepare_disk made ready; `vm` is as it was observed
+        with the disk. RefusedError: QEMU has the image open, or nothing fitting was prepared."""
+        ...
+
+    def disk_is_reverted(self, vm: Vm, snapshot: Snapshot, target: str) -> bool:
+        """After an interrupted revert_disk: whether it was done."""
+        ...
+
+    def rebind(self, vm: Vm, was: Binding) -> int:
+        """Have the VM's snapshots of this process, hidden ones too, fit the block nodes that a disk has since it was
+        plugged again; `was` is the binding before it was unplugged. How many changed."""
         ...
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None: ...

@@ -97,6 +97,21 @@ class Domains(Protocol):
 
     def redefine(self, uuid: str, xml: str) -> None: ...
 
+    def disk_xml(self, uuid: str, target: str) -> str:
+        """What plug_disk needs to plug a disk of a running guest as it is now. RefusedError: it cannot be unplugged
+        while the guest runs, or is the one that it was booted from. NotFoundError: there is no such disk."""
+        ...
+
+    def unplug_disk(self, uuid: str, target: str) -> None:
+        """Take a disk from a running guest, whether it uses it or not, and wait until QEMU has closed its image; the
+        definition keeps it. Gone already is fine. GuestError: the guest does not let go, and has it."""
+        ...
+
+    def plug_disk(self, uuid: str, target: str, xml: str) -> None:
+        """Give it back, in the slot and with the limits that it had, in the running guest alone; there already is fine,
+        once nobody is about to take it. HvctlError: it came to be another device."""
+        ...
+
     def agent(self, uuid: str, command: str, arguments: dict[str, Any], seconds: float) -> Any:
         """One guest agent command's return value. GuestError: the agent says no; DeadlineError: it says nothing;
         UnreachableError: it is not connected. The answer is the guest's claim, never a fact."""

@@ -189,6 +189,10 @@ def reset(
     accept_incoherent: Annotated[
         bool, typer.Option("--accept-incoherent", help="Do it although parts would be of different moments.")
     ] = False,
+    replug: Annotated[
+        bool,
+        typer.Option("--replug", help="Unplug the disks of --only from the guest for it, which may be using them."),
+    ] = False,
     policy: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="A reset policy; options given here are stronger.")
     ] = None,
@@ -200,7 +204,7 @@ def reset(
     from hvctl.operations import snapshot as verbs
 
     options = globals_of(context)
-    scope, wishes = policies.merged(policy, only or [], keep or [], tracker, audit, accept_incoherent)
+    scope, wishes = policies.merged(policy, only or [], keep or [], tracker, audit, accept_incoherent, replug)
     with options.engine() as engine:
         result = verbs.reset(engine, vm, to, scope, wishes, dry_run=dry_run, key=options.key)
     render.outcome(options, result)

@@ -26,6 +26,7 @@ class Mend(StrEnum):
     DROP_TAGS = "drop-tags"
     CLEAR_DEVICES = "clear-devices"
     RECOVER = "recover"
+    PLUG = "plug"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Facts:
     """One look at a host: its VMs, the database's promises (uuid to name and record), devices of traffic control by
     owner, state folders, snapshots, operations that are open though nobody holds their lock, and by VM the load of a
     saved snapshot that ended without taking back or giving up the disks from before it, what snapshots left in its
-    disks whose RAM is gone, which VMs have an operation that is open, and which are quarantined, with what ends it."""
+    disks whose RAM is gone, which VMs have an operation that is open, which are quarantined, with what ends it, and
+    which lack disks that were to be unplugged for a reset only."""
 
     vms: Sequence[Vm]
     promised: Mapping[str, tuple[str, Record | None]]
@@ -56,6 +58,7 @@ class Facts:
     stray: Mapping[str, Sequence[StrayTag]]
     opened: Set[str]
     quarantined: Mapping[str, tuple[str, str]]
+    lost: Mapping[str, Sequence[str]]
 
 
 # Reasons of libvirt's for a pause that somebody wanted, or that ends by itself.
@@ -93,6 +96,9 @@ def drifts(facts: Facts) -> tuple[Drift, ...]:
         size = format_size(sum(t.bytes for t in tags))
         detail = f"{len(tags)} snapshots whose RAM is gone are still in its disks and hold {size} there"
         found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.DROP_TAGS))
+    for uuid, targets in facts.lost.items():
+        detail = f"its guest let go of {', '.join(targets)} after the reset that asked for it had ended"
+        found.append(Drift(uuid, known[uuid].name, detail, "hvctl doctor --fix", Mend.PLUG))
     for operation in facts.orphans:
         detail = f"operation {operation.id} ({operation.kind}) is open and its owner is gone"
         found.append(Drift(operation.vm_uuid, operation.vm_name, detail, "hvctl recover", Mend.RECOVER))

@@ -15,12 +15,12 @@ from hvctl.decide.archiverecovery import load_answer, save_answer
 from hvctl.decide.away import interrupt_answer, resume_answer
 from hvctl.decide.reset import binding_difference, go_on, partial_load, reset_steps
 from hvctl.decide.scope import disk_targets
+from hvctl.model.disksteps import FinishDisk, PlugDisk
 from hvctl.model.operation import Before, Kind, Operation, OpState, Phase
 from hvctl.model.plan import (
     ClearNics,
     Destroy,
     DropSnapshot,
-    FinishDisk,
     Pause,
     Redefine,
     Refusal,
@@ -179,7 +179,7 @@ def _reset(
     if before.snapshot is None:
         shaped = tuple(SetNicLimit(uuid, now.allocation.nic(n.mac)) for n in now.nics if n.tap and before.scope.net)
         return Answer(OpState.UNDONE, (*given, *shaped), "memory and bandwidth are as before")
-    if phase is Phase.BEGUN:
+    if phase is Phase.BEGUN and not before.plugs:
         return Answer(OpState.UNDONE, (*_resume(uuid, before, now), *drop), "nothing was written")
     if binding.process != before.snapshot.binding.process:
         reason = "the VM runs in another QEMU process since: its memory is that of a boot"
@@ -189,6 +189,8 @@ def _reset(
         # The guest may have worked since it was resumed: finishing must not take that work away.
         steps = (*_greeted(uuid, before, now), *given, *promise, *drop)
         return Answer(OpState.DONE, steps, "the reset was complete", goal_holds=True)
+    if before.plugs:
+        return _replugged(uuid, before, before.snapshot, now, back if phase is Phase.TOUCHING else frozenset())
     # With the tracker that works: the one that was asked for may be what failed.
     scope, wishes = before.scope, replace(before.wishes, hooks=Hooks(), tracker=TrackerKind.AUTO)
     machine = scope.ram or scope.devices or bool(scope.ranges)
@@ -216,6 +218,16 @@ def _disks(uuid: str, before: Before, now: Vm, back: frozenset[str]) -> Answer:
     """What was begun is ended, and nothing is begun: the guest ran since, and may use a disk that it had released."""
     targets = disk_targets(now, before.scope)
     steps = (*(FinishDisk(uuid, t) for t in targets), *_resume(uuid, before, now))
+    return _ended(steps, targets, back)
+
+
+def _replugged(uuid: str, before: Before, snapshot: Snapshot, now: Vm, back: frozenset[str]) -> Answer:
+    """Whatever its image is by now, the guest gets each disk again; one that it still has it keeps."""
+    plugs = (PlugDisk(snapshot, target, xml) for target, xml in before.plugs.items())
+    return _ended((*_resume(uuid, before, now), *plugs), tuple(before.plugs), back)
+
+
+def _ended(steps: tuple[Step, ...], targets: tuple[str, ...], back: frozenset[str]) -> Answer:
     if back >= set(targets):
         return Answer(OpState.DONE, steps, "the disks are back", goal_holds=True)
     if not back:

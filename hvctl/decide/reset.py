@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from hvctl.decide.replug import replug_steps
 from hvctl.decide.scope import classify, disk_of
 from hvctl.model.allocation import Record
+from hvctl.model.disksteps import CheckReleased, PrepareDisk, ReadyDisk, RestoreDisk
 from hvctl.model.operation import Phase
 from hvctl.model.plan import (
     ArmTracker,
     Audit,
     AwaitAgent,
     AwaitLife,
-    CheckReleased,
     CopyRam,
     DropCaches,
     DropQueues,
@@ -23,14 +25,11 @@ from hvctl.model.plan import (
     PatchRam,
     Pause,
     Plan,
-    PrepareDisk,
     PrepareSnapshot,
     PublishSnapshot,
-    ReadyDisk,
     Refusal,
     Reseed,
     RestoreBalloon,
-    RestoreDisk,
     RestoreRam,
     Resume,
     RunInGuest,
@@ -131,9 +130,11 @@ def after_reset(vm: Vm, snapshot: Snapshot) -> Record:
 def plan_reset(
     vm: Vm, snapshot: Snapshot, now: Binding, scope: Scope, wishes: Wishes,
     in_use: frozenset[str] | None = None, scratch: Snapshot | None = None, tracking: Tracking | None = None,
+    plugs: Mapping[str, str] | None = None,
 ) -> tuple[Plan, Coherence] | Refusal:  # fmt: skip
     """A VM, or parts of it, back to a snapshot. in_use as in classify; scratch is the state as it is now, which parts
-    of RAM or of the devices need; tracking tells which tracker is in use; wishes.audit is decided."""
+    of RAM or of the devices need; tracking tells which tracker is in use; wishes.audit is decided; plugs are what plugs
+    disks again that are unplugged for it (replug_steps)."""
     # One that is asked for by name and does not work must be found out before anything is written.
     arm = wishes.tracker in NAMED and (tracking is None or tracking.kind is not wishes.tracker)
     difference = binding_difference(snapshot.binding, now)
@@ -151,17 +152,18 @@ def plan_reset(
     if scope.ram and scope.devices and any(p.range for p in scope.disks or ()):
         return Refusal("a range of a disk goes back alone.", "name the whole disk beside ram and devices")
     # Hooks that have the guest let go of a disk run first: then it is asked.
-    released = bool(scope.disks and wishes.hooks.before) and not (scope.ram or scope.devices)
-    coherence, why = classify(vm, snapshot, scope, frozenset() if released else in_use)
+    alone = bool(scope.disks) and not (scope.ram or scope.devices)
+    released = alone and bool(wishes.hooks.before) and not wishes.replug
+    coherence, why = classify(vm, snapshot, scope, frozenset() if released else in_use, replug=wishes.replug)
     if coherence is Coherence.INCOHERENT and not wishes.accept_incoherent:
         # libvirt has the agent's channel closed for about a second after each reset.
         unheard = bool(scope.disks) and in_use is None and vm.has_agent
         hint = "repeat it in a second, when the guest's agent is heard again" if unheard else "name more parts"
         return Refusal(
             f"the reset of {vm.name} would be incoherent: {'; '.join(why)}.",
-            f"{hint}, have the guest release them, or --accept-incoherent",
+            f"{hint}, have the guest release them, {'--replug, ' if alone else ''}or --accept-incoherent",
         )
-    reasons = why if coherence is not Coherence.COHERENT else ()
+    reasons = why if coherence is not Coherence.COHERENT or wishes.replug else ()
     resume = not (vm.state is State.PAUSED and vm.reason == "user")
     if not resume:
         reasons += ("it was paused by the operator and stays paused",)
@@ -172,6 +174,8 @@ def plan_reset(
     elif scope.ram or scope.devices or scope.ranges:
         assert scratch is not None
         steps = _partial(vm, snapshot, scratch, scope, wishes, resume, arm)
+    elif plugs:
+        steps = replug_steps(vm, snapshot, wishes.hooks, plugs)
     else:
         steps = disks_back(vm, snapshot, scope, wishes)
     return Plan(_goal(vm, snapshot, scope), (*steps, *around(vm, scope)), reasons), coherence

@@ -100,10 +100,11 @@ def disk_targets(vm: Vm, scope: Scope) -> tuple[str, ...]:
 
 
 def classify(
-    vm: Vm, snapshot: Snapshot, scope: Scope, in_use: frozenset[str] | None
+    vm: Vm, snapshot: Snapshot, scope: Scope, in_use: frozenset[str] | None, *, replug: bool = False
 ) -> tuple[Coherence, tuple[str, ...]]:
     """How coherent the guest is after it, with reasons. in_use are the targets of disks that the guest says it uses
-    now, None if it was not asked or did not answer: what is not known counts as in use."""
+    now, None if it was not asked or did not answer: what is not known counts as in use. replug: disks are unplugged for
+    it, and what the guest keeps of one that went can never reach the one that comes."""
     if scope.ram and scope.devices:
         left = _left_out(vm, scope)
         bad = [_kept(d, snapshot) for d in left if snapshot.mounted is None or d.target in snapshot.mounted]
@@ -120,7 +121,14 @@ def classify(
         disk = disk_of(vm, part.disk)
         if isinstance(disk, Refusal):
             continue
-        if in_use is None or disk.target in in_use:
+        if replug:
+            if snapshot.mounted is None or disk.target in snapshot.mounted:
+                worst = max(worst, Coherence.CRASH_CONSISTENT, key=list(Coherence).index)
+                reasons.append(f"{_used(disk, snapshot)}: what comes back on it is as after a power failure")
+            if in_use is None or disk.target in in_use:
+                how = "if the guest uses" if in_use is None else "the guest uses"
+                reasons.append(f"{how} {disk.target}, its programs get I/O errors until they open the new one")
+        elif in_use is None or disk.target in in_use:
             worst = Coherence.INCOHERENT
             how = "the guest does not say whether it uses" if in_use is None else "the guest uses"
             reasons.append(f"{how} {disk.target}")
@@ -140,6 +148,10 @@ def _left_out(vm: Vm, scope: Scope) -> list[Disk]:
 
 
 def _kept(disk: Disk, snapshot: Snapshot) -> str:
-    if snapshot.mounted is None:
-        return f"it is not known whether the guest used {disk.target} when the snapshot was taken"
-    return f"the guest used {disk.target} when the snapshot was taken, and it would stay as it is now"
+    used = _used(disk, snapshot)
+    return used if snapshot.mounted is None else f"{used}, and it would stay as it is now"
+
+
+def _used(disk: Disk, snapshot: Snapshot) -> str:
+    how = "it is not known whether the guest used" if snapshot.mounted is None else "the guest used"
+    return f"{how} {disk.target} when the snapshot was taken"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from hvctl.decide.archive import hardware_difference
+from hvctl.decide.rebind import rebound, renamed
 from hvctl.decide.reset import shape_difference
 from hvctl.engine.applied import Applied
 from hvctl.errors import NotFoundError, RefusedError, UnreachableError
@@ -69,7 +70,9 @@ def _bind(host: Host, vm: Vm, snapshot: Snapshot, saved: Hardware) -> Applied:
     now = machine.binding(vm)
     shape = [(r.name, r.size) for r in snapshot.regions], [(r.name, r.size) for r in vm.ram]
     memory = None if shape[0] == shape[1] else f"its memory was {shape[0]}, and is {shape[1]}"
-    difference = hardware_difference(saved, machine.hardware(vm)) or memory or shape_difference(snapshot.binding, now)
+    # A disk that was unplugged and plugged again had other names for its nodes than one that was there at the start.
+    fitted = rebound(snapshot, renamed(snapshot.binding, now))
+    difference = hardware_difference(saved, machine.hardware(vm)) or memory or shape_difference(fitted.binding, now)
     if difference:
         raise RefusedError(
             f"the saved snapshot {snapshot.name} does not fit {vm.name} any more: {difference}.",

@@ -25,6 +25,17 @@ def disks_in_use(host: Host, vm: Vm) -> frozenset[str] | None:
     return frozenset(d.target for d in vm.disks if not names.isdisjoint({d.target, d.name, d.address}))
 
 
+def system_disks(host: Host, vm: Vm) -> frozenset[str]:
+    """Targets of the disks that the guest says it runs from; none if it does not say."""
+    if not vm.has_agent or not vm.agent_connected or vm.state is not State.RUNNING:
+        return frozenset()
+    try:
+        words = guestdisk.system(agent_call(host, vm.uuid), AGENT_SECONDS)
+    except HvctlError:
+        return frozenset()
+    return frozenset(d.target for d in vm.disks if not words.isdisjoint({d.target, d.name, d.address}))
+
+
 def filled(host: Host, vm: Vm) -> dict[str, float]:
     """By target, the share in use of the fullest file system on a disk, as the guest says; a disk is absent if it does
     not say."""

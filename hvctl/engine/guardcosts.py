@@ -57,7 +57,8 @@ def refusal_of(engine: Engine, vm: Vm, allowed: Allowed) -> str | None:
 
 
 def _resets(done: Sequence[Operation], scope: object) -> list[Operation]:
-    return [o for o in done if o.kind is Kind.RESET and o.request.get("scope") == scope]
+    like = (o for o in done if o.kind is Kind.RESET and o.request.get("scope") == scope)
+    return [o for o in like if not o.before.get("plugs")]  # a guard unplugs nothing
 
 
 def _measured(allowed: Allowed, took: list[float], work: float) -> Cost:

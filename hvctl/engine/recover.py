@@ -5,6 +5,8 @@ May itself be killed at any point: every answer can be repeated, and the mark mo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hvctl import codec
 from hvctl.decide.recovery import answer
 from hvctl.decide.scope import disk_targets
@@ -104,7 +106,11 @@ def _back(site: Site, operation: Operation, before: Before, now: Vm | None, bind
         return frozenset()
     if binding.process != before.snapshot.binding.process:
         return frozenset()
-    return frozenset(t for t in disk_targets(now, before.scope) if site.host.machine.disk_is_back(now, t))
+    machine, snapshot = site.host.machine, before.snapshot
+    if before.plugs and before.vm is not None:
+        with_disks = replace(now, disks=before.vm.disks)
+        return frozenset(t for t in before.plugs if machine.disk_is_reverted(with_disks, snapshot, t))
+    return frozenset(t for t in disk_targets(now, before.scope) if machine.disk_is_back(now, t))
 
 
 def _phase(lock: VmLock, operation: Operation, now: Vm | None) -> Phase:

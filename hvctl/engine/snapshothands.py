@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from hvctl.adapters.guest import agent as guest
 from hvctl.engine.applied import AGENT_SECONDS, Applied, agent_call
-from hvctl.engine.diskuse import disks_in_use
+from hvctl.engine.diskhands import disk_hand
 from hvctl.engine.parthands import part_hand
 from hvctl.errors import GuestError, HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model import plan as p
+from hvctl.model.disksteps import ReadyDisk
 from hvctl.model.snapshot import Snapshot
 from hvctl.model.tracker import TrackerKind
 from hvctl.model.vm import State, Vm
@@ -20,7 +21,7 @@ from hvctl.ports import Host, Machine
 
 T = TypeVar("T")
 ADVISORY = (
-    p.AwaitLife, p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon, p.DropQueues, p.ForgetFlows, p.ReadyDisk,
+    p.AwaitLife, p.AwaitAgent, p.SetClock, p.Reseed, p.RestoreBalloon, p.DropQueues, p.ForgetFlows, ReadyDisk,
 )  # fmt: skip
 
 
@@ -84,20 +85,6 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
             return Applied()
         case p.Audit(snapshot, state, nodes):
             return _audit(machine, vm(snapshot.vm_uuid), snapshot, state, nodes)
-        case p.CheckReleased(uuid, targets):
-            _check_released(host, vm(uuid), targets)
-            return Applied()
-        case p.PrepareDisk(snapshot, target, part):
-            machine.prepare_disk(vm(snapshot.vm_uuid), snapshot, target, part)
-            return Applied()
-        case p.FinishDisk(uuid, target):
-            machine.finish_disk(vm(uuid), target)
-            return Applied()
-        case p.ReadyDisk(snapshot, target):
-            machine.prepare_disk(vm(snapshot.vm_uuid), snapshot, target)
-            return Applied()
-        case p.RestoreDisk(snapshot, target, part):
-            return Applied(facts=dict(machine.restore_disk(vm(snapshot.vm_uuid), snapshot, target, part)))
         case p.RestoreBalloon(snapshot):
             machine.restore_balloon(vm(snapshot.vm_uuid), snapshot)
             return Applied()
@@ -114,7 +101,7 @@ def snapshot_hand(host: Host, step: p.Step, margin: int, seen: Vm | None) -> App
         case p.RunInGuest(uuid, argv, seconds, required):
             return _run(host, uuid, argv, seconds, required)
         case _:
-            return part_hand(host, step, margin, vm)
+            return disk_hand(host, step, vm) or part_hand(host, step, margin, vm)
 
 
 def _audit(machine: Machine, vm: Vm, snapshot: Snapshot, state: Snapshot, nodes: tuple[str, ...] | None) -> Applied:
@@ -133,16 +120,6 @@ def _audit(machine: Machine, vm: Vm, snapshot: Snapshot, state: Snapshot, nodes:
         mended=f"an audit found {missed} pages that the tracker had missed: they were repaired, and the tracker is not"
         " used for this VM any more.",
     )
-
-
-def _check_released(host: Host, vm: Vm, targets: tuple[str, ...]) -> None:
-    in_use = disks_in_use(host, vm)
-    if in_use is None:
-        raise RefusedError(f"the guest of {vm.name} does not say whether it uses {', '.join(targets)}.")
-    if used := sorted(in_use & set(targets)):
-        raise RefusedError(
-            f"the guest of {vm.name} still uses {', '.join(used)} after its hooks.", f"hvctl vm exec {vm.name} -- mount"
-        )
 
 
 def _run(host: Host, uuid: str, argv: tuple[str, ...], seconds: float, required: bool) -> Applied:

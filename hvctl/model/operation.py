@@ -54,7 +54,8 @@ class Before:
     vm is None for a VM that did not exist. xml is the definition before an adoption. wanted is the allocation that an
     allocate works towards; goal is what is promised when the operation succeeds, and holds whether it then counts
     against the host. scope, wishes and scratch are those of a reset; archive is the folder of a saved
-    snapshot, and load names what a load keeps of the disks before."""
+    snapshot, and load names what a load keeps of the disks before. plugs are libvirt's elements of the disks that a
+    reset unplugs, by target: what it takes to plug them again."""
 
     vm: Vm | None = None
     goal: Record | None = None
@@ -71,6 +72,7 @@ class Before:
     away: Away | None = None
     left: Resources | None = None
     grace: float = 0.0
+    plugs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

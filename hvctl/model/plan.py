@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hvctl.model.allocation import DiskLimit, NicLimit, Record
 from hvctl.model.archivesteps import ArchiveStep
 from hvctl.model.awaysteps import AwayStep
+from hvctl.model.disksteps import DiskStep
 from hvctl.model.operation import Phase
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.tracker import TrackerKind
@@ -260,46 +261,6 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckReleased:
-    """After the hooks that have the guest let go of disks: go on only if it says that it uses none of them."""
-
-    uuid: str
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareDisk:
-    """Make the disk's image of the snapshot beside the one in use; nothing of the guest is touched."""
-
-    snapshot: Snapshot
-    target: str
-    range: Range | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreDisk:
-    snapshot: Snapshot
-    target: str
-    range: Range | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FinishDisk:
-    """End an interrupted reset of a disk: forward if the disk was away already, else back."""
-
-    uuid: str
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyDisk:
-    """After a reset of the disk: make its next one ready, which takes the time that the disk is in use."""
-
-    snapshot: Snapshot
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
 class RestoreBalloon:
     """Ask for the balloon target of the snapshot, so that guest and host agree again."""
 
@@ -359,9 +320,9 @@ Step = (
     Enter | MakeDisks | MakeMonitorFolder | RemoveFiles | Define | Undefine | Redefine | Start | Shutdown | Destroy
     | SetVcpus | SetCpuQuota | SetCpuWeight | SetMemory | SetDiskLimit | SetNicLimit | ClearNics | SetRecord
     | Pause | Resume | AwaitLife | PrepareSnapshot | ArmTracker | SaveState | CopyRam | PatchRam | PublishSnapshot
-    | DropSnapshot | DropTags | RestoreRam | LoadState | Audit | CheckReleased
-    | PrepareDisk | RestoreDisk | FinishDisk | ReadyDisk | RestoreBalloon
+    | DropSnapshot | DropTags | RestoreRam | LoadState | Audit | RestoreBalloon
     | DropQueues | ForgetFlows | DropCaches | AwaitAgent | SetClock | Reseed | RunInGuest
+    | DiskStep
     | ArchiveStep
     | AwayStep
 )  # fmt: skip

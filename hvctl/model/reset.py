@@ -60,7 +60,8 @@ NO_HOOKS = Hooks()
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a reset is done: by which tracker, with an audit or not (None: as the settings say), whether an incoherent
-    one may be done, whether the clock is set and the random generator reseeded after it, and the guest's hooks."""
+    one may be done, whether the clock is set and the random generator reseeded after it, the guest's hooks, and whether
+    disks that go back alone are unplugged from the guest for it, which may be using them."""
 
     tracker: TrackerKind = TrackerKind.AUTO
     audit: bool | None = None
@@ -68,6 +69,7 @@ class Wishes:
     clock: bool = True
     reseed: bool = True
     hooks: Hooks = NO_HOOKS
+    replug: bool = False
 
 
 AS_USUAL = Wishes()

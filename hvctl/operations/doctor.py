@@ -10,11 +10,13 @@ from typing import assert_never
 from hvctl.decide.allocate import plan_allocation
 from hvctl.decide.drift import Drift, Facts, Mend, drifts
 from hvctl.engine.lock import free
+from hvctl.engine.lostdisks import lost_disks
 from hvctl.engine.observe import observe_all
 from hvctl.engine.operate import Decision, Engine
 from hvctl.engine.quarantine import quarantines, way_out
 from hvctl.errors import HvctlError
 from hvctl.model.allocation import Record
+from hvctl.model.disksteps import PlugDisk
 from hvctl.model.finding import Finding, degraded, ok
 from hvctl.model.operation import Before, Kind, Phase
 from hvctl.model.plan import ClearNics, DropSnapshot, DropTags, Enter, Plan, Refusal, SetRecord, Step
@@ -36,6 +38,7 @@ def look(engine: Engine) -> tuple[Drift, ...]:
     # What is being made of another database's VM nobody here knows.
     own = [vm for vm in vms if vm.uuid in promised and vm.uuid not in busy]
     stray = {vm.uuid: tags for vm in own if (tags := host.machine.stray_tags(vm))}
+    lost = {vm.uuid: tuple(b.plugs) for vm in own if vm.state.active and (b := lost_disks(engine, vm))}
     host.machine.release()
     return drifts(
         Facts(
@@ -54,6 +57,7 @@ def look(engine: Engine) -> tuple[Drift, ...]:
                 vm.uuid: (f"operation {o.id}: {o.reason}", way_out(vm.name))
                 for vm, o in quarantines(engine, vms)
             },
+            lost,
         )
     )
 
@@ -126,6 +130,8 @@ def _mend(engine: Engine, drift: Drift, gone: bool) -> None:
             )
         case Mend.DROP_TAGS:
             engine.change(Kind.SNAPSHOT_DELETE, uuid, request, lambda vm: _untagged(engine, vm))
+        case Mend.PLUG:
+            engine.change(Kind.RESET, uuid, request, lambda vm: _plugged(engine, vm))
         case Mend.FORGET:
             return
         case _:
@@ -163,6 +169,15 @@ def _dropped(engine: Engine, uuid: str, name: str, vm: Vm | None) -> Decision | 
     process = vm.process if vm else None
     stale = [s for s in reversed(engine.host.machine.snapshots(uuid, hidden=True)) if s.binding.process != process]
     return Decision(Plan(f"drop stale snapshots of {name}", tuple(DropSnapshot(s) for s in stale)), Before(vm=vm))
+
+
+def _plugged(engine: Engine, vm: Vm | None) -> Decision | Refusal:
+    before = lost_disks(engine, vm) if vm is not None else None
+    if vm is None or before is None or before.snapshot is None:
+        return Refusal("the VM has all its disks.")
+    snapshot = before.snapshot
+    steps = tuple(PlugDisk(snapshot, target, xml) for target, xml in before.plugs.items())
+    return Decision(Plan(f"plug {', '.join(before.plugs)} of {vm.name} again", steps), before)
 
 
 def _untagged(engine: Engine, vm: Vm | None) -> Decision | Refusal:

@@ -27,6 +27,7 @@ class Policy:
     accept_incoherent: bool = False
     clock: bool = True
     reseed: bool = True
+    replug: bool = False
     before: tuple[tuple[str, ...], ...] = ()
     after: tuple[tuple[str, ...], ...] = ()
 
@@ -53,10 +54,11 @@ def merged(
     tracker: TrackerKind,
     audit: bool | None,
     accept_incoherent: bool,
+    replug: bool = False,
 ) -> tuple[Scope, Wishes]:
     """What a command asks for; its own options are stronger than the policy's."""
     if policy is None:
-        wishes = replace(AS_USUAL, tracker=tracker, audit=audit, accept_incoherent=accept_incoherent)
+        wishes = replace(AS_USUAL, tracker=tracker, audit=audit, accept_incoherent=accept_incoherent, replug=replug)
         return parse_scope(only, keep), wishes
     said = load(policy)
     scope = parse_scope(only, keep) if only or keep else parse_scope(said.only, said.keep)
@@ -67,4 +69,5 @@ def merged(
         clock=said.clock,
         reseed=said.reseed,
         hooks=Hooks(said.before, said.after),
+        replug=said.replug or replug,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from hvctl import codec
 from hvctl.decide.reclaim import reclaim_refusal
+from hvctl.decide.replug import refuse_replug
 from hvctl.decide.reset import (
     after_reset,
     around,
@@ -23,8 +24,8 @@ from hvctl.decide.reset import (
     plan_take,
     refuse_unready,
 )
-from hvctl.decide.scope import each_disk
-from hvctl.engine.diskuse import disks_in_use
+from hvctl.decide.scope import disk_targets, each_disk
+from hvctl.engine.diskuse import disks_in_use, system_disks
 from hvctl.engine.operate import Decision, Engine
 from hvctl.errors import NotFoundError, UsageError
 from hvctl.model.operation import Before, Kind, OpState, Outcome
@@ -187,7 +188,10 @@ def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wish
         wishes = replace(wishes, audit=due)
     scratch = _scratch(engine, vm, binding) if needs_scratch(scope) else None
     in_use = disks_in_use(engine.host, vm) if scope.disks else None
-    answer = plan_reset(vm, snapshot, binding, scope, wishes, in_use, scratch, tracking)
+    if wishes.replug and (refusal := refuse_replug(vm, scope, system_disks(engine.host, vm))):
+        return refusal
+    plugs = {t: engine.host.domains.disk_xml(vm.uuid, t) for t in disk_targets(vm, scope)} if wishes.replug else {}
+    answer = plan_reset(vm, snapshot, binding, scope, wishes, in_use, scratch, tracking, plugs)
     if isinstance(answer, Refusal):
         return answer
     plan, coherence = answer
@@ -203,6 +207,7 @@ def _decide_reset(engine: Engine, vm: Vm, snapshot: Snapshot, scope: Scope, wish
         scope=scope,
         wishes=wishes,
         scratch=scratch,
+        plugs=plugs,
     )
     return Decision(
         plan,
@@ -224,6 +229,7 @@ def expected(engine: Engine, uuid: str, request: dict[str, Any]) -> dict[str, An
     paused and bytes are None of parts that go back while the guest runs; took is all of the operation, in seconds."""
     earlier = engine.store.operations(engine.facts.name, uuid, OpState.DONE, limit=100)
     like = [o for o in earlier if o.kind is Kind.RESET and all(o.request.get(k) == request[k] for k in ("to", "scope"))]
+    like = [o for o in like if bool(o.before.get("plugs")) == request["wishes"]["replug"]]
     paused = [o.result["paused"] for o in like if o.result and "paused" in o.result]
     written = [o.result["bytes"] for o in like if o.result and "bytes" in o.result]
     took = [moment(o.closed_at) - moment(o.opened_at) for o in like if o.closed_at]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hvctl.errors import GuestError, RefusedError, UnreachableError
+from hvctl.errors import GuestError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model.snapshot import Range, Snapshot
 from hvctl.model.tracker import Life, Restored, TrackerKind
 from hvctl.model.vm import State, VmSpec
@@ -450,3 +450,39 @@ def test_a_disk_is_put_back_only_when_that_was_prepared(
     host.machine.finish_disk(vm, target)
     assert outside.content(running) == content, "nothing was begun that could be ended"
     host.machine.release()
+
+
+def test_a_disk_that_is_unplugged_goes_back_and_snapshots_fit_it_again(
+    host: Host, outside: Outside, running: str
+) -> None:
+    outside.spoil(running)
+    snapshot = take(outside, running, "plugged")
+    domains, machine, vm = host.domains, host.machine, host.domains.get(running)
+    (target,) = snapshot.targets
+    content, limits = outside.content(running), vm.allocation.disks
+    outside.spoil(running)
+    assert not machine.disk_is_reverted(vm, snapshot, target)
+    machine.prepare_disk(vm, snapshot, target)
+    with pytest.raises(RefusedError):
+        machine.revert_disk(vm, snapshot, target)
+    xml = domains.disk_xml(running, target)
+    for _ in range(2):
+        domains.unplug_disk(running, target)
+        assert domains.get(running).disks == ()
+    with pytest.raises(NotFoundError):
+        domains.disk_xml(running, target)
+    assert target in domains.xml(running), "the definition keeps it"
+    for _ in range(2):
+        machine.revert_disk(vm, snapshot, target)
+        assert machine.disk_is_reverted(vm, snapshot, target)
+    for _ in range(2):
+        domains.plug_disk(running, target, xml)
+    assert (domains.get(running).disks[0].target, domains.get(running).allocation.disks) == (target, limits)
+    assert (machine.rebind(vm, snapshot.binding), machine.rebind(vm, snapshot.binding)) == (1, 0)
+    (found,) = (s for s in machine.snapshots(running) if s.id == snapshot.id)
+    assert found.binding == machine.binding(vm) != snapshot.binding
+    assert found.targets == machine.nodes(vm)
+    machine.release()
+    reset(outside, running, found)
+    assert outside.content(running) == content
+    machine.drop(host.domains.get(running), found)

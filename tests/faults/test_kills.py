@@ -469,6 +469,9 @@ CASES = {
         reset("disk-hooks", f"--only disk:data --policy {POLICY}",
               ("run_in_guest", "check_released", "prepare_disk", "restore_disk", "run_in_guest", "ready_disk"),
               back("vda"), _mounted),
+        reset("replug", "--only disk:vda --replug",
+              ("prepare_disk", "unplug_disk", "revert_disk", "plug_disk", "ready_disk"), back("vda"),
+              lambda site: _taken(site, mounted=["vda"])),
         reset("ram-range", f"--only ram:{OWNED[0]:#x}-{OWNED[1]:#x}",
               (*KEPT, "patch_ram", "publish_snapshot", *LOADED, *ALIVE, "drop_snapshot"), _range_of_ram_is_back,
               lambda site: _taken(site, "--own", f"{OWNED[0]:#x}-{OWNED[1]:#x}")),
@@ -623,6 +626,9 @@ DOUBLE = [
     ("reset-whole", "reset:load_state:after", "recover-reset:committed:after"),
     ("reset-whole", "reset:committed:after", "recover-reset:resume:after"),
     ("reset-whole", "reset:committed:after", "recover-reset:close:before"),
+    ("reset-replug", "reset:unplug_disk:after", "recover-reset:plug_disk:before"),
+    ("reset-replug", "reset:unplug_disk:after", "recover-reset:plug_disk:after"),
+    ("reset-replug", "reset:revert_disk:after", "recover-reset:plug_disk:before"),
 ]
 
 
@@ -641,7 +647,11 @@ AMID = [
     if case.kind in ("reset", "snapshot-take", "snapshot-delete")
     for point in (
         *([f"{case.kind}:touching:after"] if case.phases else []),
-        *(f"{case.kind}:{s}:after" for s in case.steps if s in ("copy_ram", "load_state", "restore_disk", "resume")),
+        *(
+            f"{case.kind}:{s}:after"
+            for s in case.steps
+            if s in ("copy_ram", "load_state", "restore_disk", "revert_disk", "resume")
+        ),
     )
 ]
 

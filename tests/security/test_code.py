@@ -89,9 +89,10 @@ def test_t02_the_monitor_takes_a_closed_set_of_commands() -> None:
 @pytest.mark.parametrize(
     "line",
     ["", "quit", "info registers", "gpa2hva", "gpa2hva 0x", "gpa2hva 0x1 ", "gpa2hva 0x1\n", "gpa2hva 0x1; quit",
+     "i /w 0xae08", "i /w 0xae04 ", "i /b 0xae04", "o /w 0xae04 1", "i /w 0xae04; quit",
      "gpa2hva 0X1", "gpa2hva $pc", "gpa2hva 0x1 0x2", " gpa2hva 0x1", "gpa2hva 0x12345678123456789", 7, None],
 )  # fmt: skip
-def test_t02_of_the_monitor_for_people_one_question_is_asked(line: object) -> None:
+def test_t02_of_the_monitor_for_people_two_questions_are_asked(line: object) -> None:
     """Whatever its place: alone, in a row, or before a job."""
     session, command = Qmp("/nowhere", 1.0), ("human-monitor-command", {"command-line": line})
     for ask in (

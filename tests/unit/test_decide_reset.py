@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hvctl.decide.reset import parent_of, plan_reset, plan_take
 from hvctl.decide.scope import each_disk
 from hvctl.model import plan as p
+from hvctl.model.disksteps import PrepareDisk, RestoreDisk
 from hvctl.model.operation import Phase
 from hvctl.model.reset import AS_USUAL, WHOLE, Scope, Wishes
 from hvctl.model.snapshot import Binding, Snapshot
@@ -21,7 +22,7 @@ from hvctl.model.vm import Process, State, Vm
 from unit.test_scope import BINDING, IN_USE, SCOPES, SCRATCH, SNAPSHOT, VM, WISHES
 
 # What changes the guest for good: RAM, devices, disks.
-WRITES = (p.RestoreRam, p.LoadState, p.Audit, p.RestoreDisk)
+WRITES = (p.RestoreRam, p.LoadState, p.Audit, RestoreDisk)
 TRACKINGS = st.none() | st.builds(
     Tracking, st.just(BINDING.process), st.just(VM.ram), st.sampled_from([k for k in TrackerKind if k != "auto"])
 )
@@ -148,13 +149,13 @@ def test_what_goes_back_is_what_was_asked(asked: Asked) -> None:
         assert [(s.scratch, s.source, s.ranges) for s in patches] == [(SCRATCH, SNAPSHOT, scope.ranges)]
     else:
         assert not patches
-    disks = [(s.target, s.range) for s in steps if isinstance(s, p.RestoreDisk)]
+    disks = [(s.target, s.range) for s in steps if isinstance(s, RestoreDisk)]
     if scope.ram and scope.devices:
         assert disks == []
     else:
         names = {"root": "vda", "results": "vdb"}
         assert disks == [(names.get(d.disk, d.disk), d.range) for d in each.disks or ()]
-        assert disks == [(s.target, s.range) for s in steps if isinstance(s, p.PrepareDisk)]
+        assert disks == [(s.target, s.range) for s in steps if isinstance(s, PrepareDisk)]
 
 
 @resets

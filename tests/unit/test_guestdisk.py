@@ -51,6 +51,18 @@ def test_another_shape_is_an_error(answer: Any) -> None:
         guestdisk.mounted(says(answer))
 
 
+def test_the_disks_that_a_guest_runs_from() -> None:
+    data = system({"dev": "/dev/vdb"}) | {"mountpoint": "/data"}
+    usr = system({"serial": "programs"}, {"dev": 7}) | {"mountpoint": "/usr"}
+    answer = [system({"dev": "/dev/vda1", "pci-controller": PCI}), data, usr]
+    assert guestdisk.system(says(answer)) == {"vda1", "0000:00:04.0", "programs"}
+
+
+@pytest.mark.parametrize("answer", [None, {}, "x", [1], [{}], [{"mountpoint": "/", "disk": 1}], [system()] * 300])
+def test_what_a_guest_does_not_tell_it_does_not_run_from(answer: Any) -> None:
+    assert guestdisk.system(says(answer)) == frozenset()
+
+
 def test_how_full_a_disk_is_in_the_guests_words() -> None:
     one = system({"dev": "/dev/vda"}) | {"used-bytes": 30, "total-bytes": 40}
     two = system({"dev": "/dev/vda"}, {"dev": "/dev/vdb"}) | {"used-bytes": 1, "total-bytes": 2}

@@ -162,6 +162,12 @@ PARTS: dict[str, Before] = {
     "ram": replace(PART, scope=Scope(True, False, ())),
     "devices": replace(PART, scope=Scope(False, True, ())),
     "disk": replace(PART, scope=Scope(False, False, (DiskPart("vda"), DiskPart("vdb"))), scratch=None),
+    "replug": replace(
+        PART,
+        scope=Scope(False, False, (DiskPart("vda"), DiskPart("vdb"))),
+        scratch=None,
+        plugs={"vda": "<disk/>", "vdb": "<disk/>"},
+    ),
     "net": Before(RUNNING, scope=Scope(False, False, (), net=True)),
     "cache": Before(RUNNING, scope=Scope(False, False, (), cache=True)),
 }
@@ -191,6 +197,14 @@ PARTIAL: list[tuple[str, Phase, Vm | None, frozenset[str], OpState, str]] = [
     ("disk", TOUCHING, PAUSED, ALL_BACK, DONE, "finish_disk finish_disk resume"),
     ("disk", TOUCHING, OFF, NONE_BACK, FAILED, ""),
     ("disk", COMMITTED, RUNNING, ALL_BACK, DONE, ""),
+    # Whatever came of it the guest gets its disks again. Before they are away, a note of an earlier reset says nothing.
+    ("replug", BEGUN, RUNNING, NONE_BACK, UNDONE, "plug_disk plug_disk"),
+    ("replug", BEGUN, PAUSED, ALL_BACK, UNDONE, "resume plug_disk plug_disk"),
+    ("replug", TOUCHING, RUNNING, NONE_BACK, UNDONE, "plug_disk plug_disk"),
+    ("replug", TOUCHING, RUNNING, ONE_BACK, FAILED, "plug_disk plug_disk"),
+    ("replug", TOUCHING, RUNNING, ALL_BACK, DONE, "plug_disk plug_disk"),
+    ("replug", TOUCHING, OFF, ALL_BACK, FAILED, ""),
+    ("replug", COMMITTED, RUNNING, ALL_BACK, DONE, ""),
     # What needs no snapshot: bandwidth and memory are as promised.
     ("net", BEGUN, RUNNING, NONE_BACK, UNDONE, "set_nic_limit set_nic_limit"),
     ("net", BEGUN, OFF, NONE_BACK, FAILED, ""),

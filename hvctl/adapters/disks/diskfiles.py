@@ -175,7 +175,10 @@ def take_after(overlay: Path, spare: Path) -> None:
     """Owner, mode and labels: QEMU has to open the one as it could the other, and libvirt finds its notes there."""
     status = overlay.stat()
     with _opened(spare, os.O_RDWR) as fd:
-        for name in os.listxattr(overlay):
+        kept = os.listxattr(overlay)
+        for name in set(os.listxattr(fd)).difference(kept):
+            os.removexattr(fd, name)
+        for name in kept:
             os.setxattr(fd, name, os.getxattr(overlay, name))
         os.fchown(fd, status.st_uid, status.st_gid)
         os.fchmod(fd, stat.S_IMODE(status.st_mode))

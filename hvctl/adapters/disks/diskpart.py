@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hvctl.adapters.disks import diskseat, diskspare, diskstandin, diskswap
-from hvctl.adapters.disks.diskfiles import Files
+from hvctl.adapters.disks.diskfiles import Files, has_open, identity, take_after
 from hvctl.adapters.disks.disksettle import settle
 from hvctl.adapters.disks.disksteps import Steps
 from hvctl.adapters.kernel.awake import awake
@@ -70,6 +70,32 @@ def finish(held: Inside, vm: Vm, target: str) -> None:
     else:
         diskswap.withdraw(steps, plan)
     held.forget()
+
+
+def revert(held: Inside, vm: Vm, snapshot: Snapshot, target: str) -> None:
+    """The image of a disk that is unplugged is exchanged in one step, which also tells later that it was done."""
+    overlay = Path(str(_disk(vm, target).path))
+    plan, files = _whole(overlay, snapshot), Files(overlay)
+    if plan is None or plan.spare not in files.places():
+        raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.", "hvctl recover")
+    if identity(overlay) != plan.spare:
+        if has_open(held.process.pid, overlay):
+            raise RefusedError(f"QEMU has the image of disk {target} of {vm.name} open.", "hvctl recover")
+        take_after(overlay, files.spare)  # libvirt has changed that since the spare was made
+        files.spare.replace(overlay)
+    files.over(durable=plan.seat.flushes)
+
+
+def is_reverted(vm: Vm, snapshot: Snapshot, target: str) -> bool:
+    overlay = Path(str(_disk(vm, target).path))
+    plan = _whole(overlay, snapshot)
+    return plan is not None and identity(overlay) == plan.spare
+
+
+def _whole(overlay: Path, snapshot: Snapshot) -> diskspare.Plan | None:
+    """What was prepared, if it is for all of the disk at this snapshot."""
+    plan = diskspare.prepared(overlay)
+    return plan if plan is not None and (plan.tag, plan.extent) == (snapshot.tag, None) else None
 
 
 def forget(overlays: Iterable[Path], process: Process | None) -> None:

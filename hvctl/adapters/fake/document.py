@@ -34,7 +34,7 @@ def document(vm: FakeVm) -> str:
         cmdline=vm.cmdline,
         folder=vm.folder,
         monitor=vm.monitor or "",
-        disks=tuple(DiskSpec(d.name or "", d.target, d.path or "", 0) for d in vm.disks),
+        disks=tuple(DiskSpec(d.name or "", d.target, d.path or "", 0) for d in [*vm.disks, *vm.unplugged]),
         nics=tuple(NicSpec(n.bridge or "", n.mac, n.tap or "") for n in vm.nics),
         record=vm.record,
     )

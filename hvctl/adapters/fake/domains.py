@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from hvctl import codec
 from hvctl.adapters.fake import agent, life
 from hvctl.adapters.fake.document import document, redefine
 from hvctl.adapters.fake.file import WorldFile
 from hvctl.adapters.fake.state import FakeVm, World
-from hvctl.errors import GuestError, RefusedError
+from hvctl.errors import GuestError, NotFoundError, RefusedError
 from hvctl.model.allocation import Allocation, DiskLimit, NicLimit, Record
 from hvctl.model.host import HostFacts
 from hvctl.model.vm import Balloon, Disk, Nic, Region, State, Vm, VmSpec
@@ -222,6 +223,44 @@ class FakeDomains:
     def redefine(self, uuid: str, xml: str) -> None:
         with self._call("redefine", uuid) as world:
             redefine(world.vm(uuid), xml)
+
+    def disk_xml(self, uuid: str, target: str) -> str:
+        with self._call("disk_xml", uuid, looks=True) as world:
+            vm = world.vm(uuid)
+            disk = next((d for d in vm.disks if d.target == target and vm.live), None)
+            if disk is None:
+                raise NotFoundError(f"{vm.name} runs without a disk {target}.", f"hvctl vm show {vm.name}")
+            if disk.name == "root":
+                raise RefusedError(f"disk {target} of {vm.name} is the root disk.")
+            return codec.dump_json(vm.allocation.disk(target)).decode()
+
+    def unplug_disk(self, uuid: str, target: str) -> None:
+        with self._call("unplug_disk", uuid) as world:
+            vm = world.vm(uuid)
+            gone = [d for d in vm.disks if d.target == target]
+            if not gone:
+                return
+            if vm.behaviour.keeps_disks or vm.state is not State.RUNNING or vm.live is None:
+                vm.asked = True
+                raise GuestError(f"the guest of {vm.name} did not let go of disk {target}.")
+            vm.asked = False
+            vm.disks = [d for d in vm.disks if d.target != target]
+            vm.unplugged += gone
+            vm.live = replace(vm.live, disks=tuple(d for d in vm.live.disks if d.target != target))
+
+    def plug_disk(self, uuid: str, target: str, xml: str) -> None:
+        with self._call("plug_disk", uuid) as world:
+            vm = world.vm(uuid)
+            back = [d for d in vm.unplugged if d.target == target]
+            if not back or vm.live is None:
+                return
+            vm.unplugged = [d for d in vm.unplugged if d.target != target]
+            come = replace(back[0], node=f"node-{target}-{world.tick()}")
+            vm.disks = sorted([*vm.disks, come], key=lambda d: d.target)
+            limits = (*vm.live.disks, codec.load_json(DiskLimit, xml))
+            vm.live = replace(vm.live, disks=tuple(sorted(limits, key=lambda d: d.target)))
+            # The guest has not written to it: it is of any moment.
+            world.files[str(come.path)].part.moment = vm.devices.moment
 
     def agent(self, uuid: str, command: str, arguments: dict[str, Any], seconds: float) -> Any:  # noqa: ARG002
         with self._call("agent", uuid) as world:

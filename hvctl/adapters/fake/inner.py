@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hvctl import codec
 from hvctl.adapters.fake.state import FakeVm, File, Part, World
+from hvctl.decide.rebind import rebound, renamed
 from hvctl.errors import HvctlError, NotFoundError, RefusedError, UnreachableError
 from hvctl.model.snapshot import Binding, Range, Snapshot, StrayTag
 from hvctl.model.tracker import TrackerKind, Tracking
@@ -57,8 +58,19 @@ def binding(inside: FakeVm) -> Binding:
     assert inside.process is not None
     devices = [f"vcpu {i}" for i in range(len(inside.online))] + [n.mac for n in inside.nics] + inside.plugged
     devices += ["balloon"] if inside.has_balloon else []
-    blocks = [f"{d.node}={d.path}" for d in inside.disks]
+    blocks = [f"node {d.node} {d.format} {'rw' if d.writable else 'ro'} {d.path}" for d in inside.disks]
+    blocks += [f"disk {d.target} {d.node}" for d in inside.disks if d.writable]
     return Binding(inside.process, tuple(sorted(devices)), tuple(sorted(blocks)))
+
+
+def rebind(world: World, inside: FakeVm, was: Binding) -> int:
+    names, changed = renamed(was, binding(inside)), 0
+    for snapshot in published(world, inside.uuid):
+        new = rebound(snapshot, names)
+        if snapshot.binding.process == inside.process and new != snapshot:
+            world.files[manifest_path(new)] = File(Part(codec.dump_json(new).decode()))
+            changed += 1
+    return changed
 
 
 def ranges(one: bytes, other: bytes) -> tuple[Range, ...]:

@@ -15,6 +15,12 @@ def parts(world: World, vm: FakeVm) -> list[Part]:
     return [vm.ram, vm.devices, *disks]
 
 
+def plug_all(vm: FakeVm) -> None:
+    """The definition has kept the disks that were taken from the running guest."""
+    vm.disks = sorted([*vm.disks, *vm.unplugged], key=lambda d: d.target)
+    vm.unplugged, vm.asked = [], False
+
+
 def boot(world: World, vm: FakeVm, *, paused: bool = False) -> None:
     """Start a QEMU process; its RAM and device state are new, its disks are what they were. paused: its guest has not
     run yet."""
@@ -58,6 +64,7 @@ def halt(world: World, vm: FakeVm, reason: str) -> None:
     """The QEMU process is gone: its taps and block nodes with it, its ifbs and files not."""
     vm.state, vm.reason, vm.process, vm.live = State.OFF, reason, None, None
     vm.ram, vm.devices = Part(), Part()
+    plug_all(vm)
     vm.nodes, vm.plugged, vm.online, vm.missing = [], [], [], list(vm.config_missing)
     world.taps = {name: tap for name, tap in world.taps.items() if tap.uuid != vm.uuid}
     if not vm.persistent:

@@ -42,6 +42,8 @@ class FakeMachine:
     def ready(self, vm: Vm, snapshot: Snapshot | None = None) -> None:
         with self._file.call("ready", vm.uuid, looks=True) as world:
             inside = inner.process_of(world, vm)
+            if inside.asked:
+                raise RefusedError(f"the guest of {vm.name} was asked to let go of a disk, and has not.")
             if snapshot is not None:
                 inner.refuse_unfit(inside, snapshot)
 
@@ -300,6 +302,27 @@ class FakeMachine:
             ready = inside.prepared.get(target)
             if ready is not None and ready.begun:
                 self._put_back(world, inside, target)
+
+    def revert_disk(self, vm: Vm, snapshot: Snapshot, target: str) -> None:
+        with self._file.call("revert_disk", vm.uuid) as world:
+            inside = inner.process_of(world, vm)
+            if any(d.target == target for d in inside.disks):
+                raise RefusedError(f"QEMU has the image of disk {target} of {vm.name} open.")
+            ready = inside.prepared.get(target)
+            if ready is None or (ready.tag, ready.range) != (snapshot.tag, None):
+                raise RefusedError(f"nothing is prepared for disk {target} of {vm.name}.")
+            if not ready.done:
+                overlay = world.files[next(str(d.path) for d in inside.unplugged if d.target == target)]
+                overlay.part, ready.done = inner.copy(overlay.tags[ready.tag]), True
+
+    def disk_is_reverted(self, vm: Vm, snapshot: Snapshot, target: str) -> bool:
+        with self._file.call("disk_is_reverted", vm.uuid) as world:
+            ready = inner.process_of(world, vm).prepared.get(target)
+            return ready is not None and ready.done and (ready.tag, ready.range) == (snapshot.tag, None)
+
+    def rebind(self, vm: Vm, was: Binding) -> int:
+        with self._file.call("rebind", vm.uuid) as world:
+            return inner.rebind(world, inner.process_of(world, vm), was)
 
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         with self._file.call("restore_balloon", vm.uuid) as world:

@@ -37,11 +37,13 @@ class File:
 
 @dataclass(slots=True)
 class Prepared:
-    """What is ready to be put in place of a disk: which internal snapshot, and which bytes of it (None: all)."""
+    """What is ready to be put in place of a disk: which internal snapshot, and which bytes of it (None: all). done: it
+    is the image of a disk that was unplugged."""
 
     tag: str
     range: Range | None = None
     begun: bool = False
+    done: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Behaviour:
     refuses are agent commands answered with an error, answers are ones answered with this value whatever was asked;
     trackers are those that pass their probe; tracker_misses are pages at the end of RAM that they do not see.
     mounted are targets of disks that the guest says it uses, and `umount TARGET` there has it let go of one.
+    keeps_disks: it lets go of no disk that is unplugged.
     acknowledges: it says on its port that it is ready, as soon as it hears there of an interruption.
     exec maps a whole guest-exec command line to its result (others echo their arguments).
     """
@@ -83,6 +86,7 @@ class Behaviour:
     answers_pulse: bool = True
     acknowledges: bool = False
     mounted: list[str] = field(default_factory=list)
+    keeps_disks: bool = False
     trackers: list[TrackerKind] = field(default_factory=lambda: [TrackerKind.UFFD])
     tracker_misses: int = 0
 
@@ -158,6 +162,8 @@ class FakeVm:
     online: list[bool] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
     plugged: list[str] = field(default_factory=list)
+    unplugged: list[Disk] = field(default_factory=list)
+    asked: bool = False
     dead: bool = False
     torn: bool = False
     agent_gap: int = 0

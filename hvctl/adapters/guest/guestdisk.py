@@ -18,6 +18,7 @@ from hvctl.errors import GuestError
 SECONDS: Final = 30.0
 _LIMIT: Final = 256  # of file systems and mounts of one guest: more than that is no honest answer
 _DEVICE: Final = re.compile(r"/dev/[A-Za-z0-9][A-Za-z0-9_-]{0,30}")
+_SYSTEM: Final = ("/", "/usr")
 _SHOWN: Final = 1 << 18
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -69,6 +70,17 @@ def used(call: Call, seconds: float = 5.0) -> list[tuple[frozenset[str], float]]
         if type(used) is int and type(total) is int and 0 <= used <= total < 2**62 and total:
             found.append((frozenset(_words(disks[0])), used / total))
     return found
+
+
+def system(call: Call, seconds: float = 5.0) -> frozenset[str]:
+    """Words, as in `mounted`, for the disks that the guest runs from; those that it does not tell of are not in it."""
+    answer = call("guest-get-fsinfo", {}, seconds)
+    found: set[str] = set()
+    for mount in answer if isinstance(answer, list) and len(answer) <= _LIMIT else ():
+        disks = mount.get("disk") if isinstance(mount, dict) and mount.get("mountpoint") in _SYSTEM else None
+        for disk in disks[:_LIMIT] if isinstance(disks, list) else ():
+            found |= _words(disk) if isinstance(disk, dict) else set()
+    return frozenset(found)
 
 
 def _words(disk: dict[str, Any]) -> set[str]:

@@ -58,7 +58,7 @@ def board(xml: str) -> tuple[str, str, tuple[str, ...]]:
     devices that have a place in the machine, with what is set for all of a kind."""
     root = parse(xml)
     seats = [_seat(d) for d in root.iterfind("devices/*") if d.find("address") is not None]
-    options = [o for o in _arguments(root) if o[0] in ("-global", "-machine")]
+    options = [o for o in arguments(root) if o[0] in ("-global", "-machine")]
     seats += [f"{option.lstrip('-')} {value}" for option, value in options]
     seats += [
         f"{f.tag} {f.get('state', 'on')}" for kind in ("smm", "vmport") for f in root.iterfind(f"features/{kind}")
@@ -114,6 +114,12 @@ def _root(data: bytes, name: str) -> Any:
 
 def text(root: Any) -> str:
     result: str = etree.tostring(root.getroottree(), encoding="unicode")
+    return result
+
+
+def part_text(part: Any) -> str:
+    """One element of a document as a text of its own."""
+    result: str = etree.tostring(part, encoding="unicode", with_tail=False)
     return result
 
 
@@ -194,7 +200,7 @@ def _bypasses(root: Any) -> list[str]:
 
 def monitor_path(root: Any) -> str | None:
     """The socket of hvctl's own QMP monitor, from QEMU arguments that really make one."""
-    pairs = _arguments(root)
+    pairs = arguments(root)
     monitors = [_options(value) for option, value in pairs if option == "-mon"]
     if not any(m.get("chardev") == MONITOR_ID and m.get("mode") == "control" for m in monitors):
         return None
@@ -204,10 +210,10 @@ def monitor_path(root: Any) -> str | None:
     return None
 
 
-def _arguments(root: Any) -> list[tuple[str, str]]:
+def arguments(root: Any) -> list[tuple[str, str]]:
     """Each argument that QEMU gets past libvirt, with the one that follows it."""
-    arguments = [a.get("value", "") for a in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
-    return list(itertools.pairwise(arguments))
+    words = [a.get("value", "") for a in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
+    return list(itertools.pairwise(words))
 
 
 def _options(value: str) -> dict[str, str]:

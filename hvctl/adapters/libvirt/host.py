@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from hvctl.adapters.libvirt import agentcall, domainxml, tuning
+from hvctl.adapters.libvirt import agentcall, diskslot, domainxml, replug, tuning
 from hvctl.adapters.libvirt.calls import Connection, clean, code_of, named, state_of, tolerant
 from hvctl.adapters.libvirt.domainview import seen, with_balloons
 from hvctl.adapters.libvirt.hostfacts import facts, qemu_owner
@@ -210,6 +210,17 @@ class LibvirtDomains:
                 raise HvctlError(f"the record of {clean(domain.name(), 80)} reads back as another one.")
 
         self._effect(uuid, "write the record of", act)
+
+    # --- a disk of it, while it runs
+
+    def disk_xml(self, uuid: str, target: str) -> str:
+        return diskslot.disk_xml(self.document(uuid), target)
+
+    def unplug_disk(self, uuid: str, target: str) -> None:
+        replug.unplug(self._connection, uuid, target)
+
+    def plug_disk(self, uuid: str, target: str, xml: str) -> None:
+        replug.plug(self._connection, uuid, target, xml)
 
     # --- its allocation
 

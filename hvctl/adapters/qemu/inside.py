@@ -77,9 +77,12 @@ class Inside:
         return Binding(self.process, devicetree.words(self._answers[2:-1]), self.graph.fingerprint())
 
     def look(self) -> None:
-        """Right before the guest is paused, all that can be asked while it runs: nobody migrates it, and nothing was
-        plugged or unplugged since `binding` was told; RefusedError."""
-        self._refuse_changed(self.qmp.execute_all(_LOOKS))
+        """Right before the guest is paused, all that can be asked while it runs: nobody migrates it, nothing was
+        plugged or unplugged since `binding` was told, and nothing is about to be; RefusedError."""
+        *looks, pending = self.qmp.execute_all([*_LOOKS, devicetree.PENDING])
+        self._refuse_changed(looks)
+        if not devicetree.refuse_pending(pending):
+            devicetree.refuse_pending(*self.qmp.execute_all([devicetree.PENDING_ELSE]))
         self._looked = True
         _ = self.counter
 

@@ -61,8 +61,8 @@ UNASKED: Final = ("STOP", "RESUME", "DEVICE_DELETED")
 COMMANDS: Final = frozenset(get_args(Query) + get_args(Job))
 JOB_ID: Final = "hvctl-job"
 
-# The one question that only the monitor for people answers.
-_FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}")
+# The two questions that only the monitor for people answers.
+_FOR_PEOPLE: Final = re.compile(r"gpa2hva 0x[0-9a-f]{1,16}|i /w 0x(ae04|cc4)")
 _DISMISS: Final[Command] = ("job-dismiss", {"id": JOB_ID})
 _CLOSE_SECONDS = 1.0
 _T = TypeVar("_T")

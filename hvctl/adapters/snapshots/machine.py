@@ -237,6 +237,17 @@ class QemuMachine:
     def finish_disk(self, vm: Vm, target: str) -> None:
         diskpart.finish(self._opened.inside(vm), vm, target)
 
+    def revert_disk(self, vm: Vm, snapshot: Snapshot, target: str) -> None:
+        diskpart.revert(self._opened.inside(vm), vm, snapshot, target)
+
+    def disk_is_reverted(self, vm: Vm, snapshot: Snapshot, target: str) -> bool:
+        return diskpart.is_reverted(vm, snapshot, target)
+
+    def rebind(self, vm: Vm, was: Binding) -> int:
+        held = self._opened.inside(vm)
+        held.forget()
+        return snapshotfolder.rebind(self._root, vm.uuid, was, held.binding)
+
     def restore_balloon(self, vm: Vm, snapshot: Snapshot) -> None:
         if not vm.has_balloon:
             return

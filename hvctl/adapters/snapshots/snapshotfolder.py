@@ -20,8 +20,9 @@ from hvctl.adapters.qemu.blockgraph import disk_nodes
 from hvctl.adapters.ram.layers import INDEX, RAM
 from hvctl.adapters.ram.pages import PAGE
 from hvctl.adapters.ram.ramfile import wipe
+from hvctl.decide.rebind import rebound, renamed
 from hvctl.errors import HvctlError, RefusedError
-from hvctl.model.snapshot import Snapshot
+from hvctl.model.snapshot import Binding, Snapshot
 
 MANIFEST: Final = "manifest.json"
 VMSTATE: Final = "vmstate.qcow2"
@@ -60,6 +61,18 @@ def publish(folder: Path, snapshot: Snapshot) -> None:
         replace_file(folder / MANIFEST, codec.dump_json(snapshot).decode())
     except OSError as e:
         raise HvctlError(f"the manifest of {snapshot.name} cannot be written: {e.strerror}.", "hvctl doctor") from e
+
+
+def rebind(root: Path, uuid: str, was: Binding, now: Binding) -> int:
+    """The VM's snapshots of this process have the new names of its block nodes; how many of them changed. Done in part,
+    it can be done again."""
+    names, changed = renamed(was, now), 0
+    for snapshot in published(root, uuid):
+        new = rebound(snapshot, names)
+        if snapshot.binding.process == now.process and new != snapshot:
+            publish(folder_of(root, snapshot), new)
+            changed += 1
+    return changed
 
 
 def unpublish(folder: Path) -> None:
