@@ -29,6 +29,7 @@ from hvctl.engine.lock import vm_lock
 from hvctl.errors import HvctlError, RefusedError, UnreachableError
 from hvctl.model.allocation import Allocation, Record
 from hvctl.model.host import HostFacts
+from hvctl.model.operation import Phase
 from hvctl.model.snapshot import Binding, Snapshot
 from hvctl.model.vm import Accel, DiskSpec, Process, Region, VmSpec
 from hvctl.settings import Settings, load_settings
@@ -119,8 +120,8 @@ def test_t03_what_adapters_write_is_closed_whatever_the_umask(umask: int, tmp_pa
     made = settings(tmp_path)
     FolderStorage(made, facts()).make_disks(spec(made))
     publish(made, snapshot(made))
-    with vm_lock(made.locks_dir, UUID, 0.0):
-        pass
+    with vm_lock(made.locks_dir, UUID, 0.0) as lock:
+        lock.mark(1, Phase.BEGUN)
     Database(made.database).create_file()
     vm, taken = f"state/vms/{UUID}", f"ram/snapshots/{UUID}/{ID}"
     found = modes(tmp_path)
