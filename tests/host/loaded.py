@@ -25,7 +25,10 @@ MODULES = (
     "hvctl.operations.snapshot", "hvctl.operations.journal", "hvctl.operations.allocate", "hvctl.operations.vm",
     "hvctl.operations.guard", "hvctl.adapters.fake", "hvctl.adapters.disks.storage", "hvctl.adapters.libvirt.host",
     "hvctl.adapters.network.traffic", "hvctl.adapters.snapshots.archives", "hvctl.adapters.snapshots.machine",
-    "hvctl.adapters.store.store",
+    "hvctl.adapters.store.store", "hvctl.operations.doctor", "hvctl.operations.interrupt", "hvctl.operations.comeback",
+    "hvctl.operations.pool", "hvctl.adapters.node.hostprep", "hvctl.jobs.catalog",
+    # What these load when they are first used: a new database is migrated, one is opened, an argument is read.
+    "alembic.command", "alembic.ddl.sqlite", "sqlalchemy.dialects.sqlite", "pydantic.dataclasses", "typer._adapters", "rich.cells",
 )  # fmt: skip
 
 
