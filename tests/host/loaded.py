@@ -28,7 +28,8 @@ MODULES = (
     "hvctl.adapters.store.store", "hvctl.operations.doctor", "hvctl.operations.interrupt", "hvctl.operations.comeback",
     "hvctl.operations.pool", "hvctl.adapters.node.hostprep", "hvctl.jobs.catalog",
     # What these load when they are first used: a new database is migrated, one is opened, an argument is read.
-    "alembic.command", "alembic.ddl.sqlite", "sqlalchemy.dialects.sqlite", "pydantic.dataclasses", "typer._adapters", "rich.cells",
+    "alembic.command", "alembic.ddl.sqlite", "sqlalchemy.dialects.sqlite", "pydantic.dataclasses", "typer._adapters",
+    "rich.cells",
 )  # fmt: skip
 
 
