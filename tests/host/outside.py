@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
-from host import connection
 from hvctl.errors import HvctlError
+
+from . import connection
 
 T = TypeVar("T")
 

@@ -74,8 +74,8 @@ def boots(vm: Guest) -> str:
     return vm.run("cat /proc/sys/kernel/random/boot_id").strip()
 
 
-def sources(vm: Guest, *flags: str) -> list[str]:
-    return [s.get("file", "") for s in vm.xml(*flags).findall("devices/disk/source")]
+def sources(vm: Guest, *, inactive: bool = False) -> list[str]:
+    return [s.get("file", "") for s in vm.xml(inactive=inactive).findall("devices/disk/source")]
 
 
 def active(vm: Guest) -> list[str]:
@@ -116,7 +116,7 @@ def overlaid(vm: Guest, name: str) -> list[Path]:
 
 
 def test_the_disks_are_shown_as_they_are(vm: Guest) -> None:
-    assert sources(vm) == sources(vm, "--inactive") == active(vm)
+    assert sources(vm) == sources(vm, inactive=True) == active(vm)
     for target, path in zip(("vda", "vdb"), sources(vm), strict=True):
         shown = vm.stats("domblkinfo", target)
         image = json.loads(subprocess.check_output(["qemu-img", "info", "-U", "--output", "json", path]))
@@ -155,7 +155,7 @@ def test_an_external_snapshot_is_made_and_committed_back(site: Site, vm: Guest) 
     disks = sources(vm)
     made = overlaid(vm, "over")
     try:
-        assert [str(p) for p in made] == sources(vm, "--inactive") == active(vm)
+        assert [str(p) for p in made] == sources(vm, inactive=True) == active(vm)
         assert {owner(p) for p in (*made, *disks)} == {qemu_owner()}
         put(vm, "over")
         assert held(vm) == ["over", "over", "over"]
@@ -169,7 +169,7 @@ def test_an_external_snapshot_is_made_and_committed_back(site: Site, vm: Guest) 
         assert (sources(vm)[0], vm.state) == (str(made[0]), "running")
 
         commit_back(vm)
-        assert disks == sources(vm) == sources(vm, "--inactive") == active(vm)
+        assert disks == sources(vm) == sources(vm, inactive=True) == active(vm)
         assert held(vm) == ["over", "over", "over"]
         assert status(site, vm) == "ready"
         site.ok("reset", vm.name, "--to", "s")

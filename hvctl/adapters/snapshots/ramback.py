@@ -43,14 +43,14 @@ class RamBack:
         ram, tracking, chain = self._opened.ram(vm), self._opened.tracking(vm), self._opened.chain(vm, snapshot.id)
         inflations, kind = held.inflations(), tracking.state.kind
         if after_load and (again := tracking.again()) is not None:
-            written: Pages | None = again
+            written = again
             ramcompare.write(ram, chain, again, exist=True)
         else:
-            written = self._first(vm, snapshot, ram, tracking, tracker, inflations)
-        if written is None:
-            kind = TrackerKind.COMPARE
-            tracking.arm(tracker)
-            written = ramcompare.restore(ram, chain)
+            known, written = self._first(vm, snapshot, ram, tracking, tracker, inflations)
+            if not known:
+                kind = TrackerKind.COMPARE
+                tracking.arm(tracker)
+                written = pg.union(written, ramcompare.restore(ram, chain))
         # A file outlives its process: without this, writes into a dead guest would pass for a reset.
         held.alive()
         tracking.settle(snapshot.id, inflations=inflations, reset=after_load)
@@ -59,8 +59,8 @@ class RamBack:
     def _first(
         self, vm: Vm, snapshot: Snapshot, ram: GuestRam, tracking: RamTracking, tracker: TrackerKind,
         inflations: int | None,
-    ) -> Pages | None:  # fmt: skip
-        """What was written by the guest, as the snapshot has it; None if that is not known.
+    ) -> tuple[bool, Pages]:  # fmt: skip
+        """Whether it is known what the guest wrote, which then is as the snapshot has it; and the pages written here.
 
         What was foreseen is written while the tracker is asked: right for these pages, whatever it will tell, since all
         of RAM will be as in the snapshot."""
@@ -69,10 +69,10 @@ class RamBack:
         with ramcompare.writing(ram, patch if identity == snapshot.id else NOTHING) as done:
             found = tracking.written(tracker, inflations)
         if found is None:
-            return None
+            return False, done
         pages, exist = self._differing(vm, snapshot, found, ram)
         ramcompare.write(ram, self._opened.chain(vm, snapshot.id), pg.without(pages, done, ram.pages), exist=exist)
-        return pages
+        return True, pages
 
     def _differing(self, vm: Vm, snapshot: Snapshot, found: tuple[str, Pages], ram: GuestRam) -> tuple[Pages, bool]:
         """The pages that differ from the snapshot's, and whether the guest wrote all of them."""
