@@ -30,11 +30,12 @@ chmod 755 /etc/hvctl/notice.d/ready"""
 SCRATCH = """for disk in /sys/block/vd*; do [ "$(cat $disk/serial)" != scratch ] || name=${disk##*/}; done
 mke2fs -q -t ext4 -L scratch /dev/$name
 mkdir -p /scratch && mount LABEL=scratch /scratch && mkdir /scratch/work && sync"""
-# What finds the disk full says so.
+# What finds the disk full says so; that it is away for a moment is another matter.
 JOB = """cat > /run/job << 'END'
 i=0
 while :; do
-    dd if=/dev/zero of=/scratch/work/$i bs=1M count=2 conv=fsync || { [ -d /scratch/work ] && touch /run/full; }
+    dd if=/dev/zero of=/scratch/work/$i bs=1M count=2 conv=fsync 2> /run/said
+    ! grep -q 'No space left' /run/said || touch /run/full
     i=$((i + 1)); sleep 0.3
 done
 END
