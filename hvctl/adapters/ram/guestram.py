@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -156,9 +155,9 @@ class GuestRam:
     def write(self, pages: Pages, own: Addresses) -> None:
         pg.write(own, self._at(pages))
 
-    def writing(self, pages: Pages, own: Addresses) -> AbstractContextManager[None]:
-        """As write, begun by another thread while the caller does something else; done at the end."""
-        return pg.writing(own, self._at(pages))
+    def copying(self, pages: Pages, own: Addresses) -> pg.Copy:
+        """What writes them from there, for pg.writing."""
+        return pg.copying(own, self._at(pages))
 
     def touch(self, pages: Pages) -> None:
         """Make writing these pages soon quick; holes among them are filled with zeros."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -102,23 +103,32 @@ def write(own: Addresses, guest: Addresses) -> None:
     _move(processmemory.write, own, guest)
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What moves many pages, worked out before it is done: for each system call the vectors here and there, and their
+    bytes in all."""
+
+    calls: tuple[tuple[_Vectors, _Vectors, int], ...]
+    many: bool  # so that two threads are faster than one
+
+
 @contextmanager
-def writing(own: Addresses, guest: Addresses) -> Iterator[None]:
+def writing(copy: Copy) -> Iterator[None]:
     """As write, which another thread begins at once, while the caller does something else; it is done at the end."""
-    with _moving(processmemory.write, own, guest):
+    with _moving(processmemory.write, copy):
         yield
 
 
 def _move(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> None:
-    with _moving(call, own, guest, size):
+    with _moving(call, copying(own, guest, size)):
         pass
 
 
 @contextmanager
-def _moving(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> Iterator[None]:
-    """size: bytes at each address. Many pages are moved by two threads, the caller's from the end of the context on:
-    memory that no cache holds is what takes the time, and each processor waits for its own."""
-    left = deque(_parts(own, guest, size))
+def _moving(call: _Call, copy: Copy) -> Iterator[None]:
+    """Many pages are moved by two threads, the caller's from the end of the context on: memory that no cache holds is
+    what takes the time, and each processor waits for its own."""
+    left = deque(copy.calls)
 
     def some(urgently: bool = False) -> None:
         with urgent() if urgently else nullcontext():
@@ -134,7 +144,7 @@ def _moving(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> 
                 if done != wanted:
                     raise _uncopied(f"{done} of {wanted} bytes")
 
-    other = _second_thread().submit(some, is_urgent()) if own.size > _SHARED else None
+    other = _second_thread().submit(some, is_urgent()) if copy.many else None
     try:
         yield
     finally:
@@ -145,10 +155,10 @@ def _moving(call: _Call, own: Addresses, guest: Addresses, size: int = PAGE) -> 
                 other.result()
 
 
-def _parts(own: Addresses, guest: Addresses, size: int) -> list[tuple[_Vectors, _Vectors, int]]:
-    """What one system call each moves: vectors here and there, and their bytes in all."""
+def copying(own: Addresses, guest: Addresses, size: int = PAGE) -> Copy:
+    """Between `own` and `guest` addresses of this process; size: bytes at each."""
     if not own.size:
-        return []
+        return Copy((), many=False)
     breaks = (np.diff(own) != size) | (np.diff(guest) != size)
     breaks[_LONGEST - 1 :: _LONGEST] = True
     starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
@@ -156,13 +166,15 @@ def _parts(own: Addresses, guest: Addresses, size: int) -> list[tuple[_Vectors, 
     local = np.ascontiguousarray(np.stack((own[starts], lengths), axis=1), np.uint64)
     remote = np.ascontiguousarray(np.stack((guest[starts], lengths), axis=1), np.uint64)
     firsts = np.arange(0, lengths.size, _VECTORS)
-    if own.size > _SHARED:
+    many = own.size > _SHARED
+    if many:
         before = np.cumsum(lengths) - lengths
         firsts = np.union1d(firsts, np.searchsorted(before, own.size * size // _PARTS * np.arange(_PARTS)))
         firsts = firsts[firsts < lengths.size]
     ends = np.append(firsts[1:], lengths.size).tolist()
     wanted = np.add.reduceat(lengths, firsts).tolist()
-    return [(local[a:b], remote[a:b], w) for a, b, w in zip(firsts.tolist(), ends, wanted, strict=True)]
+    spans = zip(firsts.tolist(), ends, wanted, strict=True)
+    return Copy(tuple((local[a:b], remote[a:b], w) for a, b, w in spans), many)
 
 
 def _uncopied(reason: str) -> HvctlError:

@@ -40,27 +40,29 @@ def difference(guest: GuestRam, chain: Chain) -> Pages:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Pages as a snapshot has them: which are written from where in this process, and which are given back."""
+    """Pages as a snapshot has them: what writes those that are written, and which are given back."""
 
     pages: Pages
-    written: Pages
-    source: Addresses
+    copy: pg.Copy
     back: Pages
 
 
-NOTHING: Final = Patch(pg.NONE, pg.NONE, pg.NONE, pg.NONE)
+NOTHING: Final = Patch(pg.NONE, pg.copying(pg.NONE, pg.NONE), pg.NONE)
 
 
 def write(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> int:
     """Write these pages as the snapshot has them; bytes. exist: the guest wrote them all, so there are no holes."""
-    with writing(guest, _patch(guest, chain, pages, exist)):
-        return pages.size * PAGE
+    if pages.size:
+        written, source, back = _sources(guest, chain, pages, exist)
+        guest.write(written, source)
+        guest.clear(back)
+    return pages.size * PAGE
 
 
 @contextmanager
 def writing(guest: GuestRam, patch: Patch) -> Iterator[Pages]:
     """Another thread begins with it while the caller does something else; at the end these pages are written."""
-    with guest.writing(patch.written, patch.source):
+    with pg.writing(patch.copy):
         yield patch.pages
     guest.clear(patch.back)
 
@@ -68,19 +70,21 @@ def writing(guest: GuestRam, patch: Patch) -> Iterator[Pages]:
 def foresee(guest: GuestRam, chain: Chain, pages: Pages, *, exist: bool = False) -> Patch:
     """Before the pause, what `write` would do, with all that it needs in the page tables: these faults cost more than
     the copy."""
-    patch = _patch(guest, chain, pages, exist)
-    pg.touch(patch.source)
-    guest.touch(patch.written)
-    return patch
+    written, source, back = _sources(guest, chain, pages, exist)
+    pg.touch(source)
+    guest.touch(written)
+    return Patch(pages, guest.copying(written, source), back)
 
 
-def _patch(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> Patch:
-    """A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
+def _sources(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> tuple[Pages, Addresses, Pages]:
+    """Which of the pages are written, each from where in this process, and which are given back.
+
+    A page that is zero in the snapshot is written like any other: to give it back takes three times as long, and as
     much again when the guest wants it. But for long runs where there are many, which are memory that the host lacks."""
     source = chain.locate(pages)
     zero = source == 0
     if not zero.any():
-        return Patch(pages, pages, source, pg.NONE)
+        return pages, source, pg.NONE
     kept, back = pages[zero] if exist else guest.existing(pages[zero]), pg.NONE
     if kept.size > _KEPT:
         counts = pg.runs(kept)[:, 1]
@@ -88,7 +92,7 @@ def _patch(guest: GuestRam, chain: Chain, pages: Pages, exist: bool) -> Patch:
         kept, back = kept[~long], kept[long]
     source[zero] = _ZEROS.ctypes.data
     chosen = ~zero | np.isin(pages, kept, assume_unique=True)
-    return Patch(pages, pages[chosen], source[chosen], back)
+    return pages[chosen], source[chosen], back
 
 
 Found = Callable[[int, NDArray[np.bool_], NDArray[np.uint64]], None]

@@ -43,6 +43,7 @@ class RamTracking:
         self._tracker: Tracker | None = None
         self.state = self._told = _load(folder, process, ram) or Tracking(process, ram.regions)
         self._chunks: Chunks | None = None
+        self._asked: tuple[Chunks, NDArray[np.int64]] | None = None  # the chunks that were looked at last, as ranges
 
     def close(self) -> None:
         """Tell what is known, and let go of the tracker."""
@@ -69,7 +70,9 @@ class RamTracking:
         if self._chunks is None:
             return None
         self._chunks = self._ram.used(self._chunks)
-        return pg.chunk_ranges(self._chunks)
+        if self._asked is None or not np.array_equal(self._asked[0], self._chunks):
+            self._asked = self._chunks, pg.chunk_ranges(self._chunks)
+        return self._asked[1]
 
     def foresee(self, wanted: TrackerKind) -> None:
         """What takes long of `arm`, while the guest still runs: the tracker that it will try first is put into the
