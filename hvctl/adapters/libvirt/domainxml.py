@@ -42,6 +42,9 @@ _SMALL_STATE = (
     *(f"virtio-{kind}-pci.disable-modern=on" for kind in ("blk", "net", "serial", "balloon", "rng")),
     *(f"virtio-{kind}-pci.{setting}" for kind in ("serial", "rng") for setting in ("vectors=0", "ioeventfd=off")),
 )
+# The paravirtual task priority of 32-bit Windows XP: for it alone every reset of the machine and every load of its
+# state waits for a vCPU, which emulated first throws away all the code that it had translated.
+_NO_TASK_PRIORITY = "apic-common.vapic=off"
 _PORTS = 8  # of the virtio-serial device, two in use; each has two queues, in libvirt's default of 31, too
 # What stands after these elements in libvirt's order: a new <memoryBacking> goes before the first of them.
 _AFTER_MEMORY = ("vcpu", "vcpus", "iothreads", "cputune", "numatune", "resource", "sysinfo", "os", "features", "cpu")
@@ -118,7 +121,7 @@ def build(spec: VmSpec, owner: tuple[int, int]) -> str:
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add_owner(domain, owner)
-    _add_arguments(domain, *(word for setting in _SMALL_STATE for word in ("-global", setting)))
+    _add_arguments(domain, *(word for setting in (*_SMALL_STATE, _NO_TASK_PRIORITY) for word in ("-global", setting)))
     _add_arguments(domain, "-machine", "i8042=off")
     _add_kernel(domain, spec)
     _add_monitor(domain, spec.monitor)
