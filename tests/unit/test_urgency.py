@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hvctl.adapters.kernel.urgency import is_urgent, urgent
+from hvctl.adapters.kernel.urgency import urgent
+
+
+def is_urgent(thread: int = 0) -> bool:
+    return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
 
 
 def allowed() -> bool:
@@ -24,6 +29,17 @@ def test_it_ends_as_it_began() -> None:
         assert is_urgent() == allowed()
         raise ZeroDivisionError
     assert os.sched_getscheduler(0) == before
+
+
+@pytest.mark.skipif(not allowed(), reason="not allowed here")
+def test_another_thread_is_urgent_before_it_has_work_and_as_it_was_afterwards() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_native_id).result()
+        with urgent(thread):
+            assert is_urgent(thread)
+            assert not is_urgent()
+            assert pool.submit(is_urgent).result()
+        assert not is_urgent(thread)
 
 
 @pytest.mark.skipif(not allowed(), reason="not allowed here")

@@ -17,22 +17,19 @@ _VCPU: Final = "CPU "  # how QEMU names the threads of vCPUs: these stand still
 
 
 @contextmanager
-def urgent() -> Iterator[None]:
-    """Of this thread; where that is not allowed, it waits for its turn as before."""
+def urgent(thread: int = 0) -> Iterator[None]:
+    """Of this thread, or of another one of this process, by its native identifier; where that is not allowed, it waits
+    for its turn as before."""
     try:
-        policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
-        os.sched_setscheduler(0, _POLICY, _LOWEST)
+        policy, parameters = os.sched_getscheduler(thread), os.sched_getparam(thread)
+        os.sched_setscheduler(thread, _POLICY, _LOWEST)
     except OSError:
         yield
         return
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, parameters)
-
-
-def is_urgent() -> bool:
-    return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+        os.sched_setscheduler(thread, policy, parameters)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ All RAM of a VM is one row of 4 KiB pages, its regions one after the other; a se
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvctl.adapters.kernel import processmemory
-from hvctl.adapters.kernel.urgency import is_urgent, urgent
+from hvctl.adapters.kernel.urgency import urgent
 from hvctl.errors import HvctlError
 
 PAGE: Final = 4096
@@ -130,21 +131,20 @@ def _moving(call: _Call, copy: Copy) -> Iterator[None]:
     what takes the time, and each processor waits for its own."""
     left = deque(copy.calls)
 
-    def some(urgently: bool = False) -> None:
-        with urgent() if urgently else nullcontext():
-            while left:
-                try:
-                    local, remote, wanted = left.popleft()
-                except IndexError:  # the other thread was quicker
-                    return
-                try:
-                    done = call(os.getpid(), local.ctypes.data, remote.ctypes.data, len(local))
-                except OSError as e:
-                    raise _uncopied(str(e.strerror)) from e
-                if done != wanted:
-                    raise _uncopied(f"{done} of {wanted} bytes")
+    def some() -> None:
+        while left:
+            try:
+                local, remote, wanted = left.popleft()
+            except IndexError:  # the other thread was quicker
+                return
+            try:
+                done = call(os.getpid(), local.ctypes.data, remote.ctypes.data, len(local))
+            except OSError as e:
+                raise _uncopied(str(e.strerror)) from e
+            if done != wanted:
+                raise _uncopied(f"{done} of {wanted} bytes")
 
-    other = _second_thread().submit(some, is_urgent()) if copy.many else None
+    other = _second_thread().submit(some) if copy.many else None
     try:
         yield
     finally:
@@ -181,6 +181,17 @@ def _uncopied(reason: str) -> HvctlError:
     return HvctlError(f"guest RAM cannot be copied: {reason}: its file was cut, or the host has no memory left.")
 
 
+@contextmanager
+def urgent_copies() -> Iterator[None]:
+    """The second thread stands before all others of the host, if that is allowed. It is so before it has anything to
+    do: one that asks for it when it runs has waited for a processor until then, as long as a whole copy takes."""
+    with urgent(_second_thread().submit(threading.get_native_id).result()):
+        yield
+
+
 @cache
 def _second_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "pages")
+
+
+os.register_at_fork(after_in_child=_second_thread.cache_clear)  # a child has no thread but its first

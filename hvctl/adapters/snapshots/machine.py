@@ -22,7 +22,7 @@ from hvctl.adapters.kernel.urgency import urgent, urgent_process
 from hvctl.adapters.libvirt import domainxml_read
 from hvctl.adapters.qemu import balloon, devicetree, heap, newprocess, qemuimg, statejob
 from hvctl.adapters.qemu.inside import Inside
-from hvctl.adapters.ram import ramfile
+from hvctl.adapters.ram import pages, ramfile
 from hvctl.adapters.snapshots import difference, snapshotfolder, snapshotlayers, straytags
 from hvctl.adapters.snapshots.opened import Opened
 from hvctl.adapters.snapshots.ramback import RamBack
@@ -114,6 +114,7 @@ class QemuMachine:
         heap.foresee(held.process.pid)
         self._pause.enter_context(awake())
         self._pause.enter_context(urgent_process(held.process.pid))
+        self._pause.enter_context(pages.urgent_copies())
         held.look()
 
     def pause(self, vm: Vm, load: Load | None = None) -> None:
