@@ -249,15 +249,19 @@ class Qmp:
 
         async def ask() -> list[Any]:
             before, self._before = self._before, []
-            answers = await asyncio.gather(*before, *sent(checked), return_exceptions=True)
+            pending = [*before, *sent(checked)]
+            if ahead is not None:
+                # Not before the first is done: QEMU would read all of it before it does that.
+                await asyncio.wait([first_done := pending[len(before)]])
+                if first_done.exception() is None:
+                    self._before = sent(first)
+                    await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
+                    self._ahead = ahead
+                    await self._client.begin(*_start(ahead.job, ahead.arguments))
+            answers = await asyncio.gather(*pending, return_exceptions=True)
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
-            if ahead is not None:  # not earlier: QEMU would read it before it does what it has read
-                self._before = sent(first)
-                await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
-                self._ahead = ahead
-                await self._client.begin(*_start(ahead.job, ahead.arguments))
             return answers[len(before) :]
 
         return self._run(ask, commands[0][0], seconds)
