@@ -250,6 +250,7 @@ class Qmp:
         async def ask() -> list[Any]:
             before, self._before = self._before, []
             pending = [*before, *sent(checked)]
+            heard = asyncio.gather(*pending, return_exceptions=True)  # of each, also if what comes now fails
             if ahead is not None:
                 # Not before the first is done: QEMU would read all of it before it does that.
                 await asyncio.wait([first_done := pending[len(before)]])
@@ -258,7 +259,7 @@ class Qmp:
                     await asyncio.sleep(0)  # one turn, in which each of them takes its place in the queue
                     self._ahead = ahead
                     await self._client.begin(*_start(ahead.job, ahead.arguments))
-            answers = await asyncio.gather(*pending, return_exceptions=True)
+            answers = await heard
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
